@@ -1,0 +1,174 @@
+"""The real material that demo scenes are made of, read from installed packages and divided between the splits.
+
+Handwritten digits come with scikit-learn (UCI's optical digits, 8x8); faces and non-faces (a subset of LFW, 25x25),
+photographs and Greek coins with scikit-image; two photographs with scikit-learn. Nothing is downloaded.
+Every item belongs to one split: digits, faces and coins by index, photographs and letter fonts whole.
+"""
+import dataclasses
+import functools
+
+import cv2
+import numpy as np
+
+from htd_jax.errors import UserError
+
+CLASSES = tuple("0123456789") + ("coin", "face")
+COIN, FACE = 10, 11
+DISTRACTOR = -1
+
+FIELD = 48  # sprites are kept at most this many pixels long
+# (rows, columns) that may be used: a face in a background would be an object without a box.
+PHOTOS = {
+    "train": {"china": ..., "coffee": ..., "rocket": ..., "immunohistochemistry": ..., "grass": ..., "brick": ...,
+              "stereo_motorcycle": ..., "astronaut": (slice(230, 512), slice(0, 512))},
+    "val": {"flower": ..., "chelsea": ..., "hubble_deep_field": ..., "retina": (slice(150, 1260), slice(150, 1260)),
+            "gravel": ..., "moon": ..., "camera": (slice(210, 512), slice(0, 512))},
+}
+FONTS = {"train": (cv2.FONT_HERSHEY_SIMPLEX, cv2.FONT_HERSHEY_PLAIN),
+         "val": (cv2.FONT_HERSHEY_COMPLEX, cv2.FONT_HERSHEY_TRIPLEX)}
+LETTERS = "AEFHKMNPRTVWXYhkmnrtuvwx"  # those that no handwritten digit looks like
+
+
+@dataclasses.dataclass(frozen=True)
+class Sprite:
+    """Something to paste. `label` indexes `CLASSES`, or is `DISTRACTOR`; `source` names the item it came from.
+
+    field: uint8 [h, w], the outline is its level set at 128, so it can be drawn crisply at any size.
+    texture: uint8 [h, w, 3], or None for ink of one colour.
+    points: float32 [n, 2], x y of the outline's convex hull in pixels of the field.
+    turn: the largest rotation either way, in degrees.
+    """
+
+    label: int
+    source: str
+    field: np.ndarray
+    texture: np.ndarray | None
+    points: np.ndarray
+    turn: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Sources:
+    """One split's material: sprites by class, distractors by kind, photographs uint8 [h, w, 3] by name."""
+
+    objects: tuple[tuple[Sprite, ...], ...]
+    distractors: tuple[tuple[Sprite, ...], ...]
+    photos: dict[str, np.ndarray]
+
+
+@functools.cache
+def load(split):
+    """`Sources` of 'train' or 'val'; raises UserError where a package that carries them is missing."""
+    try:
+        import skimage.data
+        import sklearn.datasets
+    except ImportError as error:
+        raise UserError(f"the demo's scenes need scikit-learn and scikit-image ({error}): pip install them") from None
+    digits = _digits(sklearn.datasets.load_digits(), split)
+    lfw = np.rint(skimage.data.lfw_subset() * 255).astype(np.uint8)
+    photos = {name: _photo(name, region) for name, region in PHOTOS[split].items()}
+    faces = [_oval(FACE, f"lfw {i}", lfw[i], 15) for i in _part(np.arange(100), split)]
+    not_faces = [_oval(DISTRACTOR, f"lfw {i}", lfw[i], 15) for i in _part(np.arange(100, 200), split)]
+    coins = _part(_coins(skimage.data.coins()), split)
+    objects = [[s for s in digits if s.label == k] for k in range(10)] + [coins, faces]
+    distractors = [_scrambled(digits), _letters(split), not_faces, _patches(photos)]
+    return Sources(tuple(map(tuple, objects)), tuple(map(tuple, distractors)), photos)
+
+
+def _part(items, split):
+    """The first three quarters of a sequence, or the last: neighbours tend to come from the same hand."""
+    cut = len(items) * 3 // 4
+    return items[:cut] if split == "train" else items[cut:]
+
+
+def _ink(label, source, image, turn):
+    """A sprite of one colour from a small grey image, float, in which 1 is ink."""
+    image = np.pad(image.astype(np.float32), 1)
+    size = FIELD, round(FIELD * image.shape[0] / image.shape[1])
+    smooth = np.clip(cv2.resize(image, size, interpolation=cv2.INTER_CUBIC), 0, 1)
+    return _sprite(label, source, np.rint(smooth * 255).astype(np.uint8), None, turn)
+
+
+def _sprite(label, source, field, texture, turn):
+    outline = np.argwhere(field >= 128)[:, ::-1].astype(np.float32)
+    return Sprite(label, source, field, texture, cv2.convexHull(outline)[:, 0], turn)
+
+
+def _digits(bunch, split):
+    """Sprites of the digits; a stroke's level set lies at 40 % of the full ink."""
+    rows = _part(np.arange(len(bunch.target)), split)
+    return [_ink(int(bunch.target[i]), f"digit {i}", bunch.images[i] / 16 * 1.25, 12) for i in rows]
+
+
+def _scrambled(digits):
+    """Digits whose quarters have changed places: strokes of the same hands that mean nothing."""
+    def swap(sprite):
+        h, w = (n // 2 for n in sprite.field.shape)
+        field = np.roll(sprite.field, (h, w), (0, 1))
+        return _sprite(DISTRACTOR, f"scrambled {sprite.source}", field, None, 90)
+
+    return [swap(s) for s in digits[::5] if s.label in (2, 3, 4, 5, 7)]
+
+
+def _letters(split):
+    def letter(char, font):
+        image = np.zeros((64, 64), np.float32)
+        cv2.putText(image, char, (10, 48), font, 3 if font == cv2.FONT_HERSHEY_PLAIN else 1.6, 1, 5)
+        return _ink(DISTRACTOR, f"letter {char} {font}", cv2.GaussianBlur(image, (0, 0), 1.5), 12)
+
+    return [letter(char, font) for font in FONTS[split] for char in LETTERS]
+
+
+def _oval(label, source, texture, turn):
+    """A sprite that shows a picture (grey or RGB) in the ellipse that fits it."""
+    texture = texture if texture.ndim == 3 else np.repeat(texture[..., None], 3, axis=2)
+    texture = cv2.resize(texture, (FIELD, FIELD), interpolation=cv2.INTER_LINEAR)
+    field = np.zeros((FIELD, FIELD), np.uint8)
+    cv2.ellipse(field, (FIELD // 2, FIELD // 2), (FIELD // 2 - 5, FIELD // 2 - 2), 0, 0, 360, 255, -1)
+    return _sprite(label, source, cv2.GaussianBlur(field, (0, 0), 1.5), texture, turn)
+
+
+def _patches(photos):
+    """Round pieces of the split's photographs: outlined like a coin or a face, and neither."""
+    rng = np.random.default_rng(0)
+
+    def patch(name, photo):
+        size = int(rng.integers(40, 120))
+        y, x = (int(rng.integers(0, n - size + 1)) for n in photo.shape[:2])
+        return _oval(DISTRACTOR, f"patch {name} {x} {y} {size}", photo[y:y + size, x:x + size], 180)
+
+    return [patch(name, photo) for name, photo in photos.items() for _ in range(12)]
+
+
+def _coins(photo):
+    """The 24 coins of scikit-image's photograph, cut out as its own tutorial does: watershed on the gradient."""
+    from scipy import ndimage
+    from skimage.filters import sobel
+    from skimage.segmentation import watershed
+
+    markers = np.where(photo < 30, 1, np.where(photo > 150, 2, 0))
+    regions, _ = ndimage.label(ndimage.binary_fill_holes(watershed(sobel(photo), markers) - 1))
+    boxes = [(k + 1, box) for k, box in enumerate(ndimage.find_objects(regions)) if box[0].stop - box[0].start > 20]
+    return [_coin(k, photo, regions == k, box) for k, box in boxes]
+
+
+def _coin(number, photo, mask, box):
+    y, x = (slice(max(s.start - 2, 0), s.stop + 2) for s in box)
+    field = cv2.GaussianBlur(mask[y, x].astype(np.uint8) * 255, (0, 0), 1.5)
+    return _sprite(COIN, f"coin {number}", field, np.repeat(photo[y, x, None], 3, axis=2), 180)
+
+
+def _photo(name, region):
+    """A photograph by its name in scikit-image or scikit-learn, uint8 RGB [h, w, 3], short side at most 400."""
+    import skimage.data
+    import sklearn.datasets
+
+    if name in ("china", "flower"):
+        photo = sklearn.datasets.load_sample_image(f"{name}.jpg")
+    else:
+        photo = getattr(skimage.data, name)()
+    photo = photo[0] if isinstance(photo, tuple) else photo
+    photo = photo if photo.ndim == 3 else np.repeat(photo[..., None], 3, axis=2)
+    photo = photo[region]
+    scale = min(1, 400 / min(photo.shape[:2]))
+    return cv2.resize(photo, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)

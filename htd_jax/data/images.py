@@ -1,0 +1,126 @@
+"""Image files to arrays: decoding, orientation, resizing (htd.md section 1: OpenCV's pixels, as the original's).
+
+Decoding is by OpenCV because other decoders differ by a few grey levels, and so do the detections. What OpenCV
+cannot read at all goes through Pillow.
+"""
+import io
+import pathlib
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps
+
+from htd_jax.errors import UserError
+
+# OpenCV prints several lines about a broken file before it returns None; the UserError raised here says it in one.
+cv2.utils.logging.setLogLevel(0)
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+
+def read(path, size=None):
+    """Reads an image file.
+
+    Args:
+      path: the file.
+      size: (height, width) in pixels that the annotation states, or None where there is none.
+
+    Returns:
+      uint8 [height, width, 3], RGB.
+
+    Raises:
+      UserError: the file is missing, empty, truncated, no image, or of another size than stated.
+    """
+    try:
+        data = pathlib.Path(path).read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"image file {path} does not exist") from None
+    except OSError as error:
+        raise UserError(f"image file {path} cannot be read: {error.strerror}") from None
+    return decode(data, path, size)
+
+
+def decode(data, name, size=None):
+    """Decodes the bytes of an image file; `name` stands for it in errors. Otherwise as `read`.
+
+    Without `size` an EXIF orientation is applied, as by OpenCV and by every viewer. With it the orientation is the
+    one that agrees with `size`, since boxes are in those pixels; where both agree (a half turn, a square) EXIF counts.
+    """
+    if not data:
+        raise UserError(f"image file {name} is empty")
+    if not _complete(data):
+        raise UserError(f"image file {name} is truncated: it ends before the image does")
+    image = _decode(data, name, upright=True)
+    if size is None or image.shape[:2] == tuple(size):
+        return image
+    stored = _decode(data, name, upright=False)
+    if stored.shape[:2] == tuple(size):
+        return stored
+    raise UserError(
+        f"image file {name} has {image.shape[1]} x {image.shape[0]} pixels (width x height), but its annotation says "
+        f"{size[1]} x {size[0]}: give the file that was annotated, or correct the annotation"
+    )
+
+
+def resized_shape(height, width, scale):
+    """(height, width) after resizing with the ratio kept to `scale` = (long side, short side), all in pixels.
+
+    Section 1: s = min(long / max(h, w), short / min(h, w)), then int(side * s + .5).
+    """
+    long, short = max(scale), min(scale)
+    s = min(long / max(height, width), short / min(height, width))
+    return max(1, int(height * s + 0.5)), max(1, int(width * s + 0.5))
+
+
+def resize(image, shape):
+    """Bilinear on 8 bits, OpenCV's: uint8 [h, w, 3] -> uint8 [*shape, 3]."""
+    if image.shape[:2] == tuple(shape):
+        return image
+    return cv2.resize(image, (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR)
+
+
+def _decode(data, name, upright):
+    """RGB pixels, with any EXIF orientation applied (`upright`) or as stored."""
+    flags = cv2.IMREAD_COLOR if upright else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        image = None
+    if image is None:
+        return _decode_with_pillow(data, name, upright)
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _decode_with_pillow(data, name, upright):
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+        if upright:
+            image = ImageOps.exif_transpose(image)
+        return np.asarray(image.convert("RGB"))
+    except Image.UnidentifiedImageError:
+        raise UserError(f"image file {name} is not an image that OpenCV or Pillow can read") from None
+    except Exception as error:  # Pillow's plugins raise whatever a broken file leads them to
+        raise UserError(f"image file {name} is truncated or damaged: {error}") from None
+
+
+def _complete(data):
+    """Whether a JPEG or PNG has its end; some versions of OpenCV fill what is missing with grey and say nothing."""
+    if data[:2] == b"\xff\xd8":
+        return data.rfind(b"\xff\xd9", _scan_start(data)) >= 0
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return data.rfind(b"IEND") >= 0
+    return True
+
+
+def _scan_start(data):
+    """Offset of a JPEG's first scan. A thumbnail before it, in the EXIF segment, has an end marker of its own."""
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        if data[at + 1] == 0xFF:  # fill byte
+            at += 1
+        elif data[at + 1] == 0xDA:
+            return at
+        else:
+            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return len(data) if at >= len(data) else at
