@@ -1,0 +1,242 @@
+"""The configuration: every key with its default, and the check that a configuration is usable.
+
+`default_config()` is HTD-R50 as published; each file of `configs/` changes a few keys of it. What the keys mean is
+said here, beside each, and for users in `docs/training.md`.
+"""
+import difflib
+import json
+import math
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from htd_jax.errors import UserError
+
+
+def default_config():
+    """Returns the ConfigDict of HTD-R50 on COCO, the published recipe; a placeholder has no value until it is set."""
+    return ConfigDict(dict(
+        seed=0,  # of initialisation, shuffling, flips and sampling
+        batch_size=16,  # images an update, over all devices
+        total_steps=placeholder(int),  # length in updates; wins over total_epochs
+        total_epochs=12,
+        milestones=(8, 11),  # epochs after which lr is divided by 10
+        lr=placeholder(float),  # exactly this; unset: base_lr * batch_size / base_batch
+        base_lr=0.02,
+        base_batch=16,
+        warmup_steps=500,  # 0: none
+        warmup_factor=0.001,  # share of lr at the first step
+        momentum=0.9,
+        weight_decay=1e-4,
+        clip_norm=0.0,  # largest norm of the gradient; 0: not clipped
+        accumulate=1,  # equal micro-batches that one update averages
+        ema=0.0,  # decay of the averaged weights, which are then evaluated; 0: none
+        remat=False,  # recompute activations in the backward pass: less memory, more time
+        dtype='float32',  # or 'bfloat16': of the computation; parameters and boxes stay float32
+        sampling='random',  # or 'first', 'stride'
+        init_from='',  # weights to start from: any form of --checkpoint, or 'hf:NAME'
+        checkpoint_every=1000,  # steps
+        keep_checkpoints=3,  # the last ones; the best by AP is kept beside them
+        eval_every=0,  # steps; 0: at the end only
+        log_every=50,  # steps
+        distributed=False,  # several processes, found through the launcher (docs/training.md)
+        model=_model(),
+        train=dict(nms_pre=2000, proposals=2000, rpn_samples=256, roi_samples=512),
+        test=_test(),
+        data=_data(),
+    ))
+
+
+def _model():
+    return dict(
+        depth=50,  # 18, 34, 50, 101
+        groups=1,
+        base_width=64,  # of one group of the 3x3 convolutions: 4 in ResNeXt-101 64x4d
+        width=64,  # channels of the stem; the four stages scale with it
+        deformable=False,  # deformable 3x3 convolutions in layer2..4
+        norm='frozen_bn',  # or 'gn', for training from scratch
+        frozen_stages=1,  # 1: stem and layer1; 0: none
+        fpn_channels=256,
+        fc_channels=1024,
+        ba_channels=576,
+        ba_out_channels=1024,
+        ba_groups=36,
+        num_classes=placeholder(int),  # without background; unset: as many as the annotations have
+    )
+
+
+def _test():
+    return dict(
+        nms_pre=1000,
+        proposals=1000,
+        scale=(1333, 800),  # (long, short)
+        nms='hard',  # or 'soft'
+        nms_iou=0.5,
+        score=0.05,
+        max_detections=100,
+        tta=False,
+        tta_scales=((1333, 800), (1333, 640)),
+        tta_flip=True,
+        batch_size=1,  # images at a time
+    )
+
+
+def _data():
+    coco = 'data/coco'
+    return dict(
+        source='coco',  # or 'tfds', 'demo'
+        train=dict(annotations=f'{coco}/annotations/instances_train2017.json', images=f'{coco}/train2017'),
+        val=dict(annotations=f'{coco}/annotations/instances_val2017.json', images=f'{coco}/val2017'),
+        tfds=dict(name='coco/2017', dir=''),
+        scale=(1333, 800),  # (long, short)
+        short_range=placeholder(tuple),  # (lo, hi) of the short side: multi-scale training
+        pad_to='bucket',  # or 'exact': next multiple of 32, as the reference
+        flip=0.5,  # probability
+        workers=2,  # processes that decode
+    )
+
+
+def _one_of(*values):
+    return (lambda v: v in values), 'one of ' + ', '.join(map(str, values))
+
+
+def _number(low, high=float('inf'), open_low=False):
+    bounds = f'{"above" if open_low else "at least"} {low:g}' + (f' and at most {high:g}' if high < float('inf') else '')
+    return (lambda v: (low < v if open_low else low <= v) and v <= high and math.isfinite(v)), bounds
+
+
+def _is_pair(value):
+    return len(value) == 2 and all(isinstance(v, int) and not isinstance(v, bool) and v >= 1 for v in value)
+
+
+_POSITIVE, _AT_LEAST_0, _SHARE = _number(1), _number(0), _number(0, 1)
+_SCALE = (lambda v: _is_pair(v) and v[0] >= v[1]), 'two whole numbers (long, short), long >= short'
+_RANGE = (lambda v: _is_pair(v) and v[0] <= v[1]), 'two whole numbers (lo, hi), lo <= hi'
+
+# key -> (is the value possible, what it must be). A key that is unset is not asked.
+_RULES = {
+    **dict.fromkeys(('batch_size total_steps total_epochs base_batch accumulate checkpoint_every keep_checkpoints '
+                     'log_every test.proposals test.nms_pre test.max_detections test.batch_size train.nms_pre '
+                     'train.proposals train.rpn_samples train.roi_samples model.groups model.base_width model.width '
+                     'model.fpn_channels model.fc_channels model.ba_channels model.ba_out_channels model.ba_groups '
+                     'model.num_classes').split(), _POSITIVE),
+    **dict.fromkeys('seed warmup_steps weight_decay clip_norm eval_every data.workers'.split(), _AT_LEAST_0),
+    **dict.fromkeys('momentum data.flip test.score test.nms_iou warmup_factor'.split(), _SHARE),
+    **dict.fromkeys(('lr', 'base_lr'), _number(0, open_low=True)),
+    **dict.fromkeys(('data.scale', 'test.scale'), _SCALE),
+    'ema': ((lambda v: 0 <= v < 1), 'at least 0 and below 1'),
+    'data.short_range': _RANGE,
+    'test.tta_scales': ((lambda v: len(v) > 0 and all(isinstance(s, tuple) and _SCALE[0](s) for s in v)),
+                        'a tuple of scales ((long, short), ...)'),
+    'milestones': ((lambda v: all(isinstance(m, (int, float)) and m > 0 for m in v) and list(v) == sorted(v)),
+                   'epochs in ascending order'),
+    'dtype': _one_of('float32', 'bfloat16'),
+    'sampling': _one_of('random', 'first', 'stride'),
+    'model.depth': _one_of(18, 34, 50, 101),
+    'model.norm': _one_of('frozen_bn', 'gn'),
+    'model.frozen_stages': _one_of(0, 1, 2, 3, 4),
+    'test.nms': _one_of('hard', 'soft'),
+    'data.source': _one_of('coco', 'tfds', 'demo'),
+    'data.pad_to': _one_of('bucket', 'exact'),
+}
+
+
+def flatten(config):
+    """Returns {dotted key: value} of a ConfigDict or nested dict, unset placeholders as None and lists as tuples."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, (dict, ConfigDict)):
+            flat |= {f'{key}.{inner}': v for inner, v in flatten(value).items()}
+        else:
+            flat[key] = _tuples(value)
+    return flat
+
+
+def validate(config):
+    """Raises UserError, one line with key and value, at the first key that is unknown, missing, ill-typed or impossible.
+
+    Returns:
+        config, unchanged.
+    """
+    default = default_config()
+    known, given = flatten(default), flatten(config)
+    for key, value in given.items():
+        _check_known(key, value, default)
+    for key in known:
+        if key not in given:
+            raise UserError(f'config.{key} is missing; start from htd_jax.config.default_config()')
+        if given[key] is not None or known[key] is not None:
+            _check_value(key, given[key], _type(default, key))
+    _check_together(config)
+    return config
+
+
+def _check_known(key, value, default):
+    known = flatten(default)
+    if key not in known:
+        raise UserError(f'config.{key} (={value!r}) is no known key{suggestion(key, known)}')
+
+
+def _type(default, key):
+    *parents, last = key.split('.')
+    for parent in parents:
+        default = default[parent]
+    return default.get_type(last)
+
+
+def _check_value(key, value, wanted):
+    fits = isinstance(value, wanted) or (wanted is float and isinstance(value, int))
+    if not fits or (isinstance(value, bool) and wanted is not bool):
+        raise UserError(f'config.{key} is {value!r}; it must be of type {wanted.__name__}')
+    possible, words = _RULES.get(key, (lambda v: True, ''))
+    if not possible(value):
+        raise UserError(f'config.{key} is {value!r}; it must be {words}')
+
+
+def _check_together(config):
+    for key, value, divisor_key, divisor in (
+            ('batch_size', config.batch_size, 'accumulate', config.accumulate),
+            ('model.ba_channels', config.model.ba_channels, 'model.ba_groups', config.model.ba_groups)):
+        if value % divisor:
+            raise UserError(f'config.{key} (={value}) must be divisible by config.{divisor_key} (={divisor})')
+
+
+def suggestion(key, known):
+    """Returns '; did you mean config.KEY?' for the nearest of the known keys, or ''."""
+    close = difflib.get_close_matches(key, known, n=1)
+    return f'; did you mean config.{close[0]}?' if close else ''
+
+
+def learning_rate(config):
+    """The rate after warm-up: `lr` exactly where it is set, else base_lr scaled linearly from base_batch to batch_size."""
+    return config.lr if config.lr is not None else config.base_lr * config.batch_size / config.base_batch
+
+
+def to_json(config):
+    """Returns the text of config.json: nested objects, tuples as lists, unset keys as null."""
+    return json.dumps(config.to_dict(), indent=2) + '\n'
+
+
+def from_json(text):
+    """Returns the configuration that `to_json` wrote; keys that it does not have keep their default.
+
+    Raises UserError where the text is no JSON object or has a key or value that `validate` refuses.
+    """
+    try:
+        given = json.loads(text)
+    except ValueError as error:
+        raise UserError(f'config.json is no JSON: {error}') from error
+    if not isinstance(given, dict):
+        raise UserError(f'config.json must be a JSON object of keys, not {type(given).__name__}')
+    config = default_config()
+    for key, value in flatten(given).items():
+        _check_known(key, value, config)
+        if value is None and flatten(config)[key] is None:
+            continue
+        _check_value(key, value, _type(config, key))
+        config.update_from_flattened_dict({key: value})
+    return validate(config)
+
+
+def _tuples(value):
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
