@@ -1,0 +1,43 @@
+"""SGD as the original's: weight decay on every tensor that has ever had a gradient, momentum, no Nesterov."""
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+class DecayState(NamedTuple):
+    """`touched`: for every tensor, a bool: it has had a gradient that is not zero."""
+    touched: optax.Params
+
+
+def decay_once_touched(weight_decay):
+    """Adds `weight_decay * w` to the gradient of each tensor, from its first non-zero gradient on.
+
+    PyTorch skips a parameter that has no gradient yet, which happens to PGraph's layers of levels that no RoI has used
+    (htd.md, section 12), and goes on decaying it afterwards. Without a gradient there is no momentum either, so a
+    tensor that was never touched stays exactly as it was initialised.
+    """
+    def init(params):
+        return DecayState(jax.tree.map(lambda w: jnp.zeros((), bool), params))
+
+    def update(gradients, state, params):
+        touched = jax.tree.map(lambda t, g: t | jnp.any(g != 0), state.touched, gradients)
+        decayed = jax.tree.map(lambda g, w, t: g + jnp.where(t, weight_decay, 0.0) * w, gradients, params, touched)
+        return decayed, DecayState(touched)
+
+    return optax.GradientTransformation(init, update)
+
+
+def sgd(config, schedule):
+    """Builds the optimiser: `v = momentum v + (g + weight_decay w)`, `w -= lr v`, v starting as the first gradient.
+
+    Args:
+        config: uses momentum, weight_decay, clip_norm (0: gradients are not clipped).
+        schedule: number of updates done before -> learning rate.
+    Returns:
+        An optax.GradientTransformation; its `update` needs the parameters.
+    """
+    clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    return optax.chain(*clip, decay_once_touched(config.weight_decay), optax.trace(config.momentum),
+                       optax.scale_by_learning_rate(schedule))

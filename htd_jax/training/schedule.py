@@ -1,0 +1,32 @@
+"""The learning rate at each step: linear warm-up, then steps down at the milestones (htd.md, section 12)."""
+import jax.numpy as jnp
+
+from htd_jax import config as config_lib
+
+
+def total_steps(config, steps_per_epoch):
+    """Returns the number of updates of the whole run; total_steps wins over total_epochs."""
+    return config.total_steps if config.total_steps is not None else config.total_epochs * steps_per_epoch
+
+
+def learning_rate(config, steps_per_epoch):
+    """Builds the schedule.
+
+    Args:
+        config: uses lr (or base_lr, base_batch, batch_size), warmup_steps, warmup_factor, milestones.
+        steps_per_epoch: updates an epoch, for milestones are epochs.
+    Returns:
+        A function of `step`, the number of updates done before (int or int32 array), to the rate, float32:
+        `lr * (1 - (1 - step / warmup_steps) * (1 - warmup_factor))` in the warm-up (computed in a form that loses no
+        digits at the start), divided by 10 once for each milestone whose epochs are complete. Both apply where they
+        meet, as in mmcv.
+    """
+    rate = config_lib.learning_rate(config)
+    boundaries = jnp.asarray([round(m * steps_per_epoch) for m in config.milestones], jnp.int32)
+
+    def schedule(step):
+        warm = jnp.minimum(step / config.warmup_steps, 1.0) if config.warmup_steps else 1.0
+        decays = jnp.sum(step >= boundaries)
+        return rate * 0.1**decays.astype(jnp.float32) * (config.warmup_factor + warm * (1 - config.warmup_factor))
+
+    return schedule
