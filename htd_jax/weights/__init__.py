@@ -1,0 +1,1 @@
+"""Weights of the original PyTorch implementation and of its backbones: names, files, loading."""
