@@ -1,0 +1,120 @@
+"""Files of named tensors: .safetensors with numpy alone, .pth through torch where it is installed.
+
+Nothing in a file is ever run: a `.pth` is read by torch's restricted unpickler, which knows tensors and plain
+containers; anything else in it ends the reading.
+"""
+import os
+import pathlib
+
+import ml_dtypes  # noqa: F401  (gives numpy the bfloat16 that safetensors asks it for)
+import numpy as np
+import safetensors.numpy
+
+from htd_jax.errors import UserError
+
+TORCH_SUFFIXES = (".pth", ".pt", ".bin")
+SUFFIXES = (".safetensors",) + TORCH_SUFFIXES
+INSTALL_TORCH = "pip install torch --index-url https://download.pytorch.org/whl/cpu"
+
+_NESTED = ("state_dict", "model")  # where training programs put the tensors, beside their own state
+
+
+def read(path):
+    """Reads a file of tensors.
+
+    Args:
+        path: a `.safetensors` file, or a `.pth`, `.pt` or `.bin` that torch saved (zip or legacy), whose tensors lie at
+            the top or under `state_dict` or `model`.
+    Returns:
+        {name: array} as the file has them; floating-point tensors as float32, the others with their own dtype.
+    Raises UserError, one line with the path, where the file is missing, of another kind, damaged, holds anything but
+    tensors and plain containers, or needs torch and torch is absent.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"{path}: unknown kind of file {path.suffix!r}; weights come as {', '.join(SUFFIXES)}")
+    tensors = _read_torch(path) if path.suffix in TORCH_SUFFIXES else _read_safetensors(path)
+    if not tensors:
+        raise UserError(f"{path}: holds no tensor")
+    return tensors
+
+
+def write(path, tensors):
+    """Writes {name: array} as a `.safetensors` file, which appears whole or not at all.
+
+    Raises UserError where the suffix is another, or the folder cannot be written to.
+    """
+    path = pathlib.Path(path)
+    if path.suffix != ".safetensors":
+        raise UserError(f"{path}: weights are written as .safetensors, not {path.suffix!r}")
+    part = path.with_name(f"{path.name}.part{os.getpid()}")
+    # safetensors copies memory as it lies: a transposed view would be written scrambled.
+    whole = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        safetensors.numpy.save_file(whole, part, metadata={"format": "pt"})
+        part.replace(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        part.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written: {_first_line(error)}") from error
+
+
+def _read_safetensors(path):
+    try:
+        tensors = safetensors.numpy.load_file(path)
+    except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: is damaged or no .safetensors file: {_first_line(error)}") from error
+    return {name: _float32(array) for name, array in tensors.items()}
+
+
+def _float32(array):
+    inexact = array.dtype in (np.float16, np.float64) or array.dtype == ml_dtypes.bfloat16
+    return array.astype(np.float32) if inexact else array
+
+
+def _read_torch(path):
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(f"{path}: reading {path.suffix} needs PyTorch (its CPU build will do): {INSTALL_TORCH}; "
+                        "a .safetensors file needs none") from error
+    tensors = _state_dict(_unpickle(path, torch), path, torch)
+    return {name: (value.float() if value.is_floating_point() else value).detach().numpy()
+            for name, value in tensors.items()}
+
+
+def _unpickle(path, torch):
+    """Loads the file without running code in it."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a dozen kinds for damaged files, and the pickle's own besides
+        if "weights_only" in str(error):  # what it says of everything it would have to call a function for
+            raise UserError(f"{path}: refused: it holds {_culprit(str(error))}, not tensors alone, and would run code "
+                            "when loaded; save the state_dict alone, where the file was made") from error
+        raise UserError(f"{path}: is damaged or no PyTorch file: {_first_line(error)}") from error
+
+
+def _culprit(text):
+    """Returns the object that torch refused, from its message."""
+    _, found, rest = text.partition("GLOBAL ")
+    return rest.split()[0] if found else "Python objects"
+
+
+def _state_dict(content, path, torch):
+    """Returns {name: tensor} from what was in the file."""
+    for key in _NESTED:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a {type(content).__name__}; a dict of named tensors is needed")
+    others = [str(key) for key, value in content.items() if not isinstance(value, torch.Tensor)]
+    if others:
+        raise UserError(f"{path}: has no tensors under {' or '.join(_NESTED)}, and no tensor at {', '.join(others[:10])}")
+    return {str(name): value for name, value in content.items()}
+
+
+def _first_line(error):
+    return f"{type(error).__name__} {next(iter(str(error).splitlines()), '')}".strip()
