@@ -1,1 +1,27 @@
-"""Data sets and the input pipeline. `open_dataset` is the way in; everything here stays on the host."""
+"""Data sets and the input pipeline; everything here stays on the host.
+
+A data set has `categories` (tuple of Category), `len()`, `record(i)` (a Record, cheap), `image(i)` (uint8 [h, w, 3]
+RGB; UserError naming the file where it cannot be read) and `ground_truth()` (COCO-format dict, original ids).
+"""
+import pkgutil
+
+from htd_jax.data.records import Category, Record
+from htd_jax.errors import UserError
+
+__all__ = ["Category", "Record", "SOURCES", "open_dataset"]
+
+# Called with (config, split). By name, so that a source's libraries are imported only where it is used.
+SOURCES = {
+    "coco": "htd_jax.data.coco:CocoDataset.from_config",
+    "tfds": "htd_jax.data.tfds:TfdsDataset.from_config",
+    "demo": "htd_jax.data.demo:DemoDataset",
+}
+
+
+def open_dataset(config, split):
+    """Opens the data set of `config.data` for `split`, "train" (filtered as the original does) or "val" (every image)."""
+    if split not in ("train", "val"):
+        raise ValueError(f"split is 'train' or 'val', not {split!r}")
+    if config.data.source not in SOURCES:
+        raise UserError(f"data.source is {config.data.source!r}; it must be one of {', '.join(SOURCES)}")
+    return pkgutil.resolve_name(SOURCES[config.data.source])(config, split)
