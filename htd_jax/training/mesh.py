@@ -1,0 +1,65 @@
+"""Devices: one mesh over all devices of all processes, the batch split over it and everything else on each."""
+import os
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from htd_jax.errors import UserError
+
+
+def start_processes():
+    """Joins the processes of one run, as the launcher (TPU slice, Slurm, Kubernetes, MPI) describes them to JAX.
+
+    Where no launcher does, the environment gives JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID. Must come before anything that touches a device.
+    """
+    numbers = {argument: int(os.environ[name]) for argument, name in
+               (('num_processes', 'JAX_NUM_PROCESSES'), ('process_id', 'JAX_PROCESS_ID')) if name in os.environ}
+    try:
+        jax.distributed.initialize(**numbers)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f'config.distributed is set, but the processes cannot be joined: {error} Start under a launcher '
+                        'that JAX knows, or set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID') from error
+
+
+def make_mesh(devices=None):
+    """Returns the one-axis mesh 'data' over `devices` (all of all processes where not given)."""
+    count = jax.device_count() if devices is None else len(devices)
+    return jax.make_mesh((count,), ('data',), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def replicated(mesh):
+    """The sharding of parameters and logs: a copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def split(mesh):
+    """The sharding of batches: rows split over the devices."""
+    return NamedSharding(mesh, PartitionSpec('data'))
+
+
+def check_batch_size(size, accumulate, mesh):
+    """Raises UserError unless each of the `accumulate` micro-batches splits evenly over the devices."""
+    if size % (mesh.size * accumulate):
+        micro = f' in {accumulate} micro-batches' if accumulate > 1 else ''
+        raise UserError(f'config.batch_size (={size}) must be divisible by the number of devices (={mesh.size}){micro}')
+
+
+def replicate(tree, mesh):
+    """Puts a tree of arrays, the same in every process, on every device."""
+    sharding = replicated(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
+
+
+def put_local_rows(batch, mesh):
+    """Joins each process's rows of a batch (dict of numpy arrays) to global arrays, split over the devices."""
+    sharding = split(mesh)
+    return {key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()}
+
+
+def put_all_rows(batch, mesh):
+    """As `put_local_rows`, from a batch that every process has whole."""
+    sharding = split(mesh)
+    return {key: jax.make_array_from_callback(value.shape, sharding, lambda rows, v=value: v[rows])
+            for key, value in batch.items()}

@@ -1,0 +1,65 @@
+"""One update of the parameters, compiled once for each shape of batch and sharded over the mesh."""
+import jax
+import jax.numpy as jnp
+import optax
+
+from htd_jax.training import mesh as mesh_lib
+
+
+def init_state(params, frozen, optimizer, ema=0.0):
+    """Returns the state of training, a dict of pure dicts.
+
+    `step`: int32, updates done; `params`: trainable parameters; `frozen`: parameters and statistics that stay as they
+    are and never reach the optimiser; `optimizer`: optax's state; `ema`: averaged params, only where ema > 0.
+    """
+    state = dict(step=jnp.zeros((), jnp.int32), params=params, frozen=frozen, optimizer=optimizer.init(params))
+    return state | ({'ema': jax.tree.map(jnp.copy, params)} if ema else {})
+
+
+def make_step(loss_fn, optimizer, schedule, mesh, config):
+    """Builds the jitted update.
+
+    Args:
+        loss_fn: (params, frozen, batch, key) -> (total, logs), scalars; normalises over the whole batch it is given.
+        optimizer: optax transformation over params.
+        schedule: updates done before -> learning rate; only logged here.
+        mesh: batches are split over it, the state is on every device.
+        config: uses seed, accumulate, ema.
+    Returns:
+        step(state, batch) -> (state, logs). The state given is consumed. Logs: those of loss_fn, plus `grad_norm` (of
+        the gradient before clipping) and `lr`. The randomness is a function of seed and step alone. With
+        accumulate = k, micro-batch i is rows i::k, and losses and gradients are means over the micro-batches.
+    """
+    def gradients(params, frozen, batch, key):
+        (_, logs), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, frozen, batch, key)
+        return grads, logs
+
+    def accumulated(params, frozen, batch, key):
+        def one(total, inputs):
+            i, micro = inputs
+            new = gradients(params, frozen, micro, jax.random.fold_in(key, i))
+            return jax.tree.map(jnp.add, total, new), None
+        micros = jax.tree.map(lambda x: _every_kth(x, config.accumulate), batch)
+        shapes = jax.eval_shape(gradients, params, frozen, jax.tree.map(lambda x: x[0], micros), key)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        total, _ = jax.lax.scan(one, zeros, (jnp.arange(config.accumulate), micros))
+        return jax.tree.map(lambda x: x / config.accumulate, total)
+
+    def step(state, batch):
+        key = jax.random.fold_in(jax.random.key(config.seed), state['step'])
+        compute = gradients if config.accumulate == 1 else accumulated
+        grads, logs = compute(state['params'], state['frozen'], batch, key)
+        updates, optimizer_state = optimizer.update(grads, state['optimizer'], state['params'])
+        params = optax.apply_updates(state['params'], updates)
+        new = state | dict(step=state['step'] + 1, params=params, optimizer=optimizer_state)
+        if 'ema' in state:
+            new['ema'] = optax.incremental_update(params, state['ema'], 1 - config.ema)
+        return new, logs | dict(grad_norm=optax.tree.norm(grads), lr=schedule(state['step']))
+
+    everywhere = mesh_lib.replicated(mesh)
+    return jax.jit(step, in_shardings=(everywhere, mesh_lib.split(mesh)), out_shardings=everywhere, donate_argnums=0)
+
+
+def _every_kth(x, k):
+    """[B, ...] -> [k, B / k, ...], row i of the result being x[i::k]: each device keeps the rows that it has."""
+    return jnp.moveaxis(x.reshape(x.shape[0] // k, k, *x.shape[1:]), 1, 0)
