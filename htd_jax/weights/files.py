@@ -51,7 +51,7 @@ def write(path, tensors):
         raise UserError(f"{path}: weights are written as .safetensors, not {path.suffix!r}")
     part = path.with_name(f"{path.name}.part{os.getpid()}")
     # safetensors copies memory as it lies: a transposed view would be written scrambled.
-    whole = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    whole = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         safetensors.numpy.save_file(whole, part, metadata={"format": "pt"})

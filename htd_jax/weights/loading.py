@@ -1,0 +1,204 @@
+"""Weights into a model, from anything that holds them: `load` for a whole detector, `initialise` to start training.
+
+Every source, our own checkpoints included, is first brought to the original's names and layouts; then one check says
+which tensors are missing, extra or of another shape. Nothing is skipped in silence.
+"""
+import logging
+import pathlib
+
+from flax import nnx, traverse_util
+import jax.numpy as jnp
+import numpy as np
+
+from htd_jax.errors import UserError
+from htd_jax.weights import files, hub, names
+
+# The layers whose size is the number of classes; replaced together, as PGraph uses stage 0's classifier.
+CLASSIFIERS = ("sfa.fc", "stage0.fc_cls", "pgraph.fc_cls")
+
+_BACKBONE = "backbone."
+_IMAGENET = ("fc.weight", "fc.bias", "head.fc.weight", "head.fc.bias")  # classifiers of torchvision/timm and MMPretrain
+_SHOWN = 10
+
+log = logging.getLogger(__name__)
+
+
+def load(source, model, *, new_classifier=False):
+    """Replaces every parameter and statistic of `model` by those of a whole detector.
+
+    Args:
+        source: anything that `load_tensors` takes.
+        model: the NNX module, changed in place; dtypes and shardings stay.
+        new_classifier: leave the classifiers as they are where the source's have another number of classes.
+    Raises UserError that lists what is missing, extra or of another shape.
+    """
+    tree = tree_of(model)
+    _update(model, load_into(tree, load_tensors(source), source=source, backbone_only=False,
+                             new_classifier=new_classifier))
+
+
+def initialise(model, init_from, config=None):
+    """Gives `model` the weights to start training from: a backbone alone is enough.
+
+    Args:
+        model: the NNX module, changed in place.
+        init_from: anything that `load_tensors` takes; '' leaves the model as it is.
+        config: where `config.new_classifier` is set, a classifier of another number of classes is left as it is.
+    """
+    if init_from:
+        new_classifier = bool(config and config.get("new_classifier", False))
+        tensors = load_tensors(init_from)
+        _update(model, load_into(tree_of(model), tensors, source=init_from, new_classifier=new_classifier))
+
+
+def load_tensors(source):
+    """Reads weights from wherever they are.
+
+    Args:
+        source: a `.safetensors` or `.pth` file; a training workdir (its latest step) or one saved step; or
+            `hf:OWNER/NAME` on the Hugging Face hub.
+    Returns:
+        {name in a checkpoint: array in PyTorch's layout}, every tensor once, batch counters left out; a backbone alone
+        has the prefix `backbone.` too.
+    """
+    if str(source).startswith(hub.PREFIX):
+        return canonical(files.read(hub.download(source)), source)
+    if pathlib.Path(source).is_dir():
+        from htd_jax.training import checkpoints  # Orbax: seconds to import, and a file of tensors needs none of it
+        return export(checkpoints.restore_params(source))
+    return canonical(files.read(source), source)
+
+
+def canonical(tensors, source="the file"):
+    """Returns the tensors with one name each, the original's; what differs between publishers is undone here.
+
+    A prefix `module.` goes, the prefix `backbone.` is added to a bare backbone, ImageNet classifiers beside a backbone
+    and batch counters are dropped, and of a tensor with two names one is kept.
+    Raises UserError where two names of one tensor hold different values.
+    """
+    tensors = {name: array for name, array in tensors.items() if not names.is_counter(name)}
+    if all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): array for name, array in tensors.items()}
+    if not any(name.startswith(("neck.", "rpn_head.", "roi_head.")) for name in tensors):
+        tensors = _backbone(tensors)
+    single = {}
+    for name, array in tensors.items():
+        first = names.first_name(name)
+        if first in single and not np.array_equal(single[first], array):
+            raise UserError(f"{source}: {' and '.join(names.all_names(first))} are one tensor, but differ")
+        single[first] = array
+    return single
+
+
+def load_into(tree, tensors, *, source="the file", backbone_only="auto", new_classifier=False):
+    """Puts tensors into a tree of parameters, or says everything that keeps them from fitting.
+
+    Args:
+        tree: nested dict of the model's arrays, or of anything with `shape` (ShapeDtypeStruct).
+        tensors: as `load_tensors` returns them.
+        source: what an error calls them.
+        backbone_only: True: only the backbone is wanted; False: everything is; 'auto': a source that has nothing else
+            is taken for a backbone. Deformable offsets, which no backbone comes with, may then be missing.
+        new_classifier: leave `CLASSIFIERS` as they are where the source's have another number of classes.
+    Returns:
+        A new tree: numpy arrays in the model's layout, and what was left out as it was in `tree`.
+    Raises UserError: the first ten tensors that are missing, extra or of another shape, and how many there are.
+    """
+    leaves = {".".join(map(str, path)): (path, leaf) for path, leaf in traverse_util.flatten_dict(tree).items()}
+    wanted = {_name(path): path for path in leaves}
+    if backbone_only == "auto":
+        backbone_only = all(name.startswith(_BACKBONE) for name in tensors)
+    shapes = {name: names.checkpoint_shape(leaves[path][1].shape) for name, path in wanted.items()}
+    other = [name for name in tensors if name in wanted and tensors[name].shape != shapes[name]]
+    fresh = _other_classes(other, tensors, shapes, wanted) if new_classifier else []
+    left = [name for name in wanted if name in fresh or (backbone_only and name not in tensors and _optional(name))]
+    _check(source, tensors, shapes, left, [name for name in other if name not in fresh], wanted)
+    _say(source, left, len(wanted))
+    filled = {leaves[path][0]: leaves[path][1] if name in left else names.from_checkpoint(path, tensors[name])
+              for name, path in wanted.items()}
+    return traverse_util.unflatten_dict(filled)
+
+
+def export(tree):
+    """Returns {name in a checkpoint: numpy array in PyTorch's layout} of a tree of parameters, every tensor once."""
+    flat = {".".join(map(str, path)): leaf for path, leaf in traverse_util.flatten_dict(tree).items()}
+    return {_name(path): names.to_checkpoint(path, np.asarray(leaf)) for path, leaf in flat.items()}
+
+
+def complete(tensors):
+    """Returns the tensors under *all* the original's names: BA's attention twice, and the batch counters as zeros."""
+    full = {name: array for first, array in tensors.items() for name in names.all_names(first)}
+    counters = {names.counter_name(name) for name in tensors} - {None}
+    return full | {name: np.zeros((), np.int64) for name in counters}
+
+
+def tree_of(model):
+    """Returns the parameters and statistics of an NNX module as a nested dict, without random states."""
+    return nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.RngState)))
+
+
+def _update(model, tree):
+    state = nnx.state(model, nnx.Not(nnx.RngState))
+    old = traverse_util.flatten_dict(nnx.to_pure_dict(state))
+    new = traverse_util.flatten_dict(tree)
+    placed = {path: jnp.asarray(new[path], leaf.dtype, device=leaf.sharding) for path, leaf in old.items()}
+    nnx.replace_by_pure_dict(state, traverse_util.unflatten_dict(placed))
+    nnx.update(model, state)
+
+
+def _name(path):
+    """The name in a checkpoint; a path that the table lacks is a mistake of ours, not of the user's."""
+    name = names.checkpoint_name(path)
+    if name is None:
+        raise KeyError(f"{path} has no row in htd_jax.weights.names.MODULES")
+    return name
+
+
+def _backbone(tensors):
+    """The tensors of a file without a detector: bare names get the prefix, the ImageNet classifier goes."""
+    kept = {name: array for name, array in tensors.items() if name not in _IMAGENET}
+    if "conv1.weight" in kept:
+        kept = {_BACKBONE + name: array for name, array in kept.items()}
+    return kept
+
+
+def _optional(name):
+    return not name.startswith(_BACKBONE) or ".conv_offset." in name
+
+
+def _other_classes(other, tensors, shapes, wanted):
+    """All classifier tensors, where every one that differs does so in the number of classes alone; else none."""
+    classifier = [name for name, path in wanted.items() if path.startswith(CLASSIFIERS)]
+    differs = [name for name in classifier if name in other]
+    alike = all(tensors[name].shape[1:] == shapes[name][1:] for name in differs)
+    return classifier if differs and alike else []
+
+
+def _check(source, tensors, shapes, left, other, wanted):
+    missing = [name for name in wanted if name not in tensors and name not in left]
+    extra = [name for name in tensors if name not in wanted]
+    reshaped = [f"{name} {_by(tensors[name].shape)} for {_by(shapes[name])}" for name in other]
+    found = [f"{len(rows)} {what}: {', '.join(rows[:_SHOWN])}{', ...' if len(rows) > _SHOWN else ''}"
+             for what, rows in (("missing", missing), ("extra", extra), ("of another shape", reshaped)) if rows]
+    if found:
+        raise UserError(f"{source} does not fit the model: {'; '.join(found)}{_hint(other, wanted, tensors)}")
+
+
+def _hint(other, wanted, tensors):
+    classes = {tensors[name].shape[0] - 1 for name in other if wanted[name].startswith(CLASSIFIERS)}
+    if len(classes) != 1:
+        return ""
+    return (f". Its classifier has {classes.pop()} classes: set --config.model.num_classes to that, or "
+            "--config.new_classifier=True to train a new one")
+
+
+def _by(shape):
+    return "x".join(map(str, shape))
+
+
+def _say(source, left, total):
+    """Says aloud what stays at its initial value."""
+    log.info("%s: %d of %d tensors read", source, total - len(left), total)
+    if left:
+        shown = ", ".join(left[:_SHOWN]) + (", ..." if len(left) > _SHOWN else "")
+        log.warning("%s: %d tensors read, %d stay at their initial values: %s", source, total - len(left), len(left), shown)
