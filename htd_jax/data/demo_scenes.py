@@ -13,14 +13,15 @@ from htd_jax.data.demo_sources import FIELD, Sources, Sprite
 SIZE = 224  # pixels, square
 SHORTEST, USUAL, LONGEST = 12.5, 44, 198  # an object's long side in pixels: triangular in its logarithm
 OBJECTS, DISTRACTORS = (2, 7), (1, 3)  # drawn a scene, both ends included
-MOST_HIDDEN = 0.2  # of an object by a later one
-MOST_OVERLAP = 0.35  # of two boxes: intersection / the smaller one
+MOST_HIDDEN = 0.2  # of what is left of a sprite, by one on top of it
+MOST_OVERLAP = 0.3  # IoU of two sprites' windows
+VISIBLE = 100  # opacity, of 255, above which a pixel belongs to a sprite
 TRIES = 8  # places tried before a sprite is left out
 
 
 @dataclasses.dataclass(frozen=True)
 class Placed:
-    """A sprite at its place. `alpha` float32 [h, w] covers `window`; `matrix` maps the field's pixels to alpha's."""
+    """A sprite at its place. `alpha` uint8 [h, w] covers `window`; `matrix` maps the field's pixels to alpha's."""
 
     sprite: Sprite
     matrix: np.ndarray
@@ -39,14 +40,13 @@ class Layout:
 
 def layout(sources: Sources, rng: np.random.Generator) -> Layout:
     """Draw a scene: which sprites, how large, how turned, where."""
-    pool = _draw(sources, rng)
     placed, owner = [], np.full((SIZE, SIZE), -1, np.int8)
-    for size, sprite in sorted(pool, key=lambda item: -item[0]):
-        transform = _transform(sprite, size, rng)
+    for size, sprite in sorted(_draw(sources, rng), key=lambda item: -item[0]):
+        matrix, alpha = _shape(sprite, size, rng)
         for _ in range(TRIES):
-            item = _place(sprite, *transform, rng)
+            item = Placed(sprite, matrix, _somewhere(alpha.shape, rng), alpha)
             if _fits(item, placed, owner):
-                owner[item.window][item.alpha > 0.4] = len(placed)
+                owner[item.window][alpha > VISIBLE] = len(placed)
                 placed.append(item)
                 break
     objects = [k for k, item in enumerate(placed) if item.sprite.label >= 0]
@@ -63,57 +63,50 @@ def _draw(sources, rng):
     return [(size, group[rng.integers(len(group))]) for size, group in zip(sizes, groups)]
 
 
-def _transform(sprite, size, rng):
-    """Matrix [2, 2] from field to scene with the outline's long side at `size`, and that outline's corners."""
+def _shape(sprite, size, rng):
+    """The sprite with its outline's long side at `size`: matrix [2, 3] from field to alpha, and alpha [h, w]."""
     angle = np.deg2rad(rng.uniform(-sprite.turn, sprite.turn))
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    slant = np.array([[rng.uniform(0.85, 1.15), rng.uniform(-0.15, 0.15)], [0, 1]])
-    linear = turn @ slant
+    linear = turn @ [[rng.uniform(0.85, 1.15), rng.uniform(-0.15, 0.15)], [0, 1]]
     points = sprite.points @ linear.T
     scale = size / (np.ptp(points, axis=0).max() + 1)
-    return linear * scale, points.min(0) * scale, points.max(0) * scale
-
-
-def _place(sprite, linear, low, high, rng):
-    """The sprite somewhere inside the scene, its window a pixel wider than its outline."""
-    width, height = np.ceil(high - low).astype(int) + 3
-    x, y = rng.integers(0, SIZE - width + 1), rng.integers(0, SIZE - height + 1)
-    matrix = np.column_stack([linear, 1.5 - low])
-    scale = np.sqrt(abs(np.linalg.det(linear)))
-    field = _warp(sprite.field, matrix, (height, width), scale)
+    width, height = np.ceil(np.ptp(points, axis=0) * scale).astype(int) + 3
+    matrix = np.column_stack([linear * scale, 1.5 - points.min(0) * scale])
+    field = warp(sprite.field, matrix, (height, width))
     # The outline's slope spans some six pixels of the field: make it about one and a half of the scene.
-    alpha = np.clip((field.astype(np.float32) / 255 - 0.5) * max(1, 4 * scale) + 0.5, 0, 1)
-    return Placed(sprite, matrix, (slice(y, y + height), slice(x, x + width)), alpha)
+    steeper = max(1, 4 * scale)
+    return matrix, cv2.addWeighted(field, steeper, field, 0, 127.5 * (1 - steeper))
 
 
-def _warp(image, matrix, shape, scale):
-    """`image` drawn through `matrix` on a canvas of `shape` (h, w); averaged first where that shrinks it."""
+def _somewhere(shape, rng):
+    y, x = (int(rng.integers(0, SIZE - n + 1)) for n in shape)
+    return slice(y, y + shape[0]), slice(x, x + shape[1])
+
+
+def warp(image, matrix, shape, border=cv2.BORDER_CONSTANT):
+    """`image` uint8 drawn through `matrix` [2, 3] on a canvas of `shape` (h, w); averaged first where that shrinks it."""
+    scale = np.sqrt(abs(np.linalg.det(matrix[:, :2])))
     if scale < 0.75:
         small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        ratio = image.shape[1] / small.shape[1], image.shape[0] / small.shape[0]
-        shift = (np.array(ratio) - 1) / 2  # centres of pixels
-        matrix = np.column_stack([matrix[:, :2] * ratio, matrix[:, 2] + matrix[:, :2] @ shift])
+        ratio = np.array([image.shape[1] / small.shape[1], image.shape[0] / small.shape[0]])
+        matrix = np.column_stack([matrix[:, :2] * ratio, matrix[:, 2] + matrix[:, :2] @ ((ratio - 1) / 2)])
         image = small
-    return cv2.warpAffine(image, matrix, shape[::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+    return cv2.warpAffine(image, matrix, shape[::-1], flags=cv2.INTER_LINEAR, borderMode=border)
 
 
 def _fits(item, placed, owner):
-    """Whether the sprite hides little of those below and its box is not nearly one of theirs."""
-    ink = item.alpha > 0.4
-    if not ink.any():
-        return False
-    below = owner[item.window]
+    """Whether the sprite hides little of those below, and no box is much like another."""
+    below = owner[item.window][item.alpha > VISIBLE]
     for k, other in enumerate(placed):
-        if _overlap(item.window, other.window) > MOST_OVERLAP * min(item.alpha.size, other.alpha.size):
-            if _overlap(item.window, other.window) > MOST_OVERLAP * max(item.alpha.size, other.alpha.size) / 2:
-                return False
-        left = np.count_nonzero(owner[other.window] == k)
-        if np.count_nonzero((below == k) & ink) > MOST_HIDDEN * left:
+        shared = _intersection(item.window, other.window)
+        if shared > MOST_OVERLAP * (item.alpha.size + other.alpha.size - shared):
             return False
-    return True
+        if shared and np.count_nonzero(below == k) > MOST_HIDDEN * np.count_nonzero(owner[other.window] == k):
+            return False
+    return below.size > 0
 
 
-def _overlap(a, b):
+def _intersection(a, b):
     h, w = (max(0, min(p.stop, q.stop) - max(p.start, q.start)) for p, q in zip(a, b))
     return h * w
 

@@ -2,7 +2,7 @@
 
 Handwritten digits come with scikit-learn (UCI's optical digits, 8x8); faces and non-faces (a subset of LFW, 25x25),
 photographs and Greek coins with scikit-image; two photographs with scikit-learn. Nothing is downloaded.
-Every item belongs to one split: digits, faces and coins by index, photographs and letter fonts whole.
+Every item belongs to one split: digits, faces and coins by index, photographs whole, letters by letter.
 """
 import dataclasses
 import functools
@@ -24,9 +24,8 @@ PHOTOS = {
     "val": {"flower": ..., "chelsea": ..., "hubble_deep_field": ..., "retina": (slice(150, 1260), slice(150, 1260)),
             "gravel": ..., "moon": ..., "camera": (slice(210, 512), slice(0, 512))},
 }
-FONTS = {"train": (cv2.FONT_HERSHEY_SIMPLEX, cv2.FONT_HERSHEY_PLAIN),
-         "val": (cv2.FONT_HERSHEY_COMPLEX, cv2.FONT_HERSHEY_TRIPLEX)}
-LETTERS = "AEFHKMNPRTVWXYhkmnrtuvwx"  # those that no handwritten digit looks like
+# None that a handwritten digit looks like.
+LETTERS = {"train": "AFHMNRTXknuw", "val": "EKPVWhmrtvx"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,9 +94,9 @@ def _sprite(label, source, field, texture, turn):
 
 
 def _digits(bunch, split):
-    """Sprites of the digits; a stroke's level set lies at 40 % of the full ink."""
+    """Sprites of the digits; a stroke's outline lies at 45 % of full ink."""
     rows = _part(np.arange(len(bunch.target)), split)
-    return [_ink(int(bunch.target[i]), f"digit {i}", bunch.images[i] / 16 * 1.25, 12) for i in rows]
+    return [_ink(int(bunch.target[i]), f"digit {i}", bunch.images[i] / 16 * 1.1, 12) for i in rows]
 
 
 def _scrambled(digits):
@@ -111,12 +110,12 @@ def _scrambled(digits):
 
 
 def _letters(split):
-    def letter(char, font):
-        image = np.zeros((64, 64), np.float32)
-        cv2.putText(image, char, (10, 48), font, 3 if font == cv2.FONT_HERSHEY_PLAIN else 1.6, 1, 5)
-        return _ink(DISTRACTOR, f"letter {char} {font}", cv2.GaussianBlur(image, (0, 0), 1.5), 12)
+    def letter(char):
+        image = np.zeros((64, 64), np.uint8)
+        cv2.putText(image, char, (10, 48), cv2.FONT_HERSHEY_SIMPLEX, 1.6, 255, 4)
+        return _ink(DISTRACTOR, f"letter {char}", cv2.GaussianBlur(image, (0, 0), 1.5) / 255, 12)
 
-    return [letter(char, font) for font in FONTS[split] for char in LETTERS]
+    return [letter(char) for char in LETTERS[split]]
 
 
 def _oval(label, source, texture, turn):
@@ -159,7 +158,7 @@ def _coin(number, photo, mask, box):
 
 
 def _photo(name, region):
-    """A photograph by its name in scikit-image or scikit-learn, uint8 RGB [h, w, 3], short side at most 400."""
+    """A photograph by its name in scikit-image or scikit-learn, uint8 RGB [h, w, 3], short side at most 320."""
     import skimage.data
     import sklearn.datasets
 
@@ -170,5 +169,5 @@ def _photo(name, region):
     photo = photo[0] if isinstance(photo, tuple) else photo
     photo = photo if photo.ndim == 3 else np.repeat(photo[..., None], 3, axis=2)
     photo = photo[region]
-    scale = min(1, 400 / min(photo.shape[:2]))
+    scale = min(1, 320 / min(photo.shape[:2]))
     return cv2.resize(photo, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)

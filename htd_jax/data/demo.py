@@ -1,0 +1,57 @@
+"""The `demo` source: scenes composed on the fly from what installed packages carry, so that nothing is downloaded.
+
+Twelve classes: handwritten digits, Greek coins, faces; 13 to 200 pixels long, overlapping, among letters, scrambled
+digits and round pieces of photographs, on photographs. Scene i of a split is the same every time it is asked for;
+the two splits share no digit, coin, face, distractor or photograph.
+"""
+import functools
+
+import numpy as np
+
+from htd_jax.data import demo_painting, demo_scenes, demo_sources
+from htd_jax.data.records import Category, Record, coco_ground_truth
+
+SCENES = {"train": 4000, "val": 200}
+LAYOUT, PAINT = 0, 1  # streams of random numbers of a scene
+
+
+class DemoDataset:
+    """A split's scenes; see `htd_jax.data` for what a data set offers. Without crowds, `image` never fails."""
+
+    categories = tuple(Category(i + 1, name) for i, name in enumerate(demo_sources.CLASSES))
+
+    def __init__(self, config, split):
+        """`config` has no say in the scenes: figures measured on them can be compared."""
+        del config
+        self._split = split
+        self._sources = demo_sources.load(split)
+        self._record = functools.cache(self._make_record)  # composing costs a millisecond, and epochs repeat
+
+    def __len__(self):
+        return SCENES[self._split]
+
+    def record(self, index):
+        """Record of scene `index`; its boxes are tight around what is visible."""
+        return self._record(int(index))
+
+    def image(self, index):
+        """uint8 [224, 224, 3] RGB."""
+        return demo_painting.paint(self._layout(index), self._sources.photos, self._rng(index, PAINT))
+
+    def ground_truth(self):
+        """COCO-format dict for pycocotools."""
+        return coco_ground_truth(self)
+
+    def _make_record(self, index):
+        scene = self._layout(index)
+        name = f"demo_{self._split}_{index:05d}"
+        crowd = np.zeros(len(scene.labels), bool)
+        return Record(index + 1, name, demo_scenes.SIZE, demo_scenes.SIZE, scene.boxes, scene.labels, crowd)
+
+    def _layout(self, index):
+        return demo_scenes.layout(self._sources, self._rng(index, LAYOUT))
+
+    def _rng(self, index, stream):
+        if not 0 <= index < len(self):
+            raise IndexError(f"scene {index} of {len(self)}")
+        return np.random.default_rng((self._split == "val", index, stream))
