@@ -1,0 +1,58 @@
+"""BA, border-aware adaptation: stage 1's regression branch."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from htd_jax.models.layers import KAIMING_FAN_OUT, conv, linear, normal, uniform_fan_in
+from htd_jax.ops.roi_align import BINS
+
+STDS = (0.05, 0.05, 0.1, 0.1)
+ATTENTION = 128
+
+
+class ConvGN(nnx.Module):
+    """3x3 convolution without bias, group norm where `groups`, ReLU."""
+
+    def __init__(self, inputs, outputs, groups, *, dtype, rngs):
+        self.conv = conv(inputs, outputs, 3, bias=False, init=KAIMING_FAN_OUT, dtype=dtype, rngs=rngs)
+        self.gn = nnx.GroupNorm(outputs, groups, epsilon=1e-5, dtype=dtype, rngs=rngs) if groups else None
+
+    def __call__(self, x):
+        x = self.conv(x)
+        return jax.nn.relu(x if self.gn is None else self.gn(x))
+
+
+class Border(nnx.Module):
+    """Attention over the four levels' crops, the P2 crop's border, four 3x3 convolutions, 4 class-agnostic deltas."""
+
+    def __init__(self, channels, hidden, outputs, groups, *, dtype=None, rngs):
+        make = dict(dtype=dtype, rngs=rngs)
+        torch_init = lambda fan_in: dict(init=uniform_fan_in(fan_in), bias_init=uniform_fan_in(fan_in))
+        self.att_conv1 = conv(channels, ATTENTION, 1, **torch_init(channels), **make)
+        self.att_conv2 = conv(ATTENTION, 1, 1, **torch_init(ATTENTION), **make)
+        widths = (channels, hidden, hidden, hidden, outputs)
+        self.convs = nnx.List([ConvGN(i, o, groups if k < 3 else 0, **make)
+                               for k, (i, o) in enumerate(zip(widths, widths[1:]))])
+        self.fc_reg = linear(outputs, 4, init=normal(0.001), **make)
+
+    def __call__(self, crops, own, context):
+        """Float32 deltas `[N, 4]` from crops of all levels `[4, N, 7, 7, C]`, the own level's `[N, 7, 7, C]`, context `[N, C]`."""
+        x = self.aggregate(crops) + own + context[:, None, None, :]
+        for layer in self.convs:
+            x = layer(x)
+        return self.fc_reg(x.mean(axis=(1, 2))).astype(jnp.float32)
+
+    def attention_logits(self, crops):
+        """One logit a level and RoI, `[4, N]`."""
+        pooled = crops.mean(axis=(2, 3), keepdims=True)
+        pooled = pooled.reshape(-1, 1, 1, pooled.shape[-1])
+        return self.att_conv2(jnp.tanh(self.att_conv1(pooled))).reshape(crops.shape[:2])
+
+    def aggregate(self, crops):
+        """Levels weighted by attention, plus the outermost ring of bins of the P2 crop, `[N, 7, 7, C]`."""
+        weights = jax.nn.softmax(self.attention_logits(crops).astype(jnp.float32), axis=0).astype(crops.dtype)
+        return jnp.einsum("ln,lnhwc->nhwc", weights, crops) + crops[0] * RING[:, :, None].astype(crops.dtype)
+
+
+RING = np.pad(np.zeros((BINS - 2, BINS - 2), np.float32), 1, constant_values=1)

@@ -1,0 +1,30 @@
+"""Feature pyramid network: C2..C5 -> P2..P6."""
+import jax.numpy as jnp
+from flax import nnx
+
+from htd_jax.models.layers import conv
+
+
+class FPN(nnx.Module):
+    """1x1 laterals, top-down sums, 3x3 outputs, all with bias and without norm; P6 is every second pixel of P5."""
+
+    def __init__(self, inputs, channels, *, dtype=None, rngs):
+        self.lateral_convs = nnx.List([conv(i, channels, 1, dtype=dtype, rngs=rngs) for i in inputs])
+        self.fpn_convs = nnx.List([conv(channels, channels, 3, dtype=dtype, rngs=rngs) for _ in inputs])
+
+    def __call__(self, features):
+        """List of `[B, H/s, W/s, channels]`, s = 4, 8, 16, 32, 64, from the backbone's four maps."""
+        sums = [lateral(x) for lateral, x in zip(self.lateral_convs, features)]
+        for k in reversed(range(len(sums) - 1)):
+            sums[k] = sums[k] + upsample(sums[k + 1], sums[k].shape[1:3])
+        outputs = [output(x) for output, x in zip(self.fpn_convs, sums)]
+        return [*outputs, outputs[-1][:, ::2, ::2]]
+
+
+def upsample(x, shape):
+    """Nearest-neighbour enlargement of `[B, h, w, C]` to `shape` (H, W), the source being floor(i * h / H)."""
+    rows = jnp.arange(shape[0]) * x.shape[1] // shape[0]
+    columns = jnp.arange(shape[1]) * x.shape[2] // shape[1]
+    if shape == (2 * x.shape[1], 2 * x.shape[2]):
+        return x.repeat(2, axis=1).repeat(2, axis=2)
+    return x[:, rows][:, :, columns]

@@ -1,0 +1,68 @@
+"""HTD: how the parts fit together, and which of their parameters are trained."""
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from htd_jax.models.border import Border
+from htd_jax.models.fpn import FPN
+from htd_jax.models.pgraph import PGraph
+from htd_jax.models.resnet import ResNet
+from htd_jax.models.rpn import RPNHead
+from htd_jax.models.sfa import SFA
+from htd_jax.models.stage0 import Stage0
+
+MEAN = (123.675, 116.28, 103.53)  # of RGB pixels 0..255, with STD: ImageNet's
+STD = (58.395, 57.12, 57.375)
+
+
+class HTD(nnx.Module):
+    """The whole detector. Its two uses are pure functions: `training.losses` and `detection.detect`."""
+
+    def __init__(self, settings, *, dtype=None, rngs):
+        make = dict(dtype=dtype, rngs=rngs)
+        channels, classes = settings.fpn_channels, settings.num_classes
+        self.backbone = ResNet(settings.depth, width=settings.width, groups=settings.groups,
+                               base_width=settings.base_width, deformable=settings.deformable, kind=settings.norm,
+                               frozen_stages=settings.frozen_stages, **make)
+        self.neck = FPN(self.backbone.channels, channels, **make)
+        self.rpn = RPNHead(channels, **make)
+        self.sfa = SFA(channels, classes, **make)
+        self.stage0 = Stage0(channels, settings.fc_channels, classes, **make)
+        self.pgraph = PGraph(channels, settings.fc_channels, classes, **make)
+        self.border = Border(channels, settings.ba_channels, settings.ba_out_channels, settings.ba_groups, **make)
+        self.num_classes = classes
+
+    def features(self, images, remat=False):
+        """P2..P6 `[B, H/s, W/s, C]` (s = 4..64) of normalised images `[B, H, W, 3]`."""
+        return self.neck(self.backbone(images, remat=remat))
+
+
+def build(settings, rngs, dtype=jnp.float32):
+    """An `HTD` from `config.model`, freshly initialised; `dtype` is what it computes in, parameters are float32."""
+    return HTD(settings, dtype=dtype, rngs=rngs)
+
+
+def trainable(settings):
+    """NNX filter for the parameters that training updates: all but stem and the first `frozen_stages` layers."""
+    frozen = {"conv1", "bn1"} if settings.frozen_stages > 0 else set()
+    frozen |= {f"layer{k}" for k in range(1, settings.frozen_stages + 1)}
+
+    def learns(path, value):
+        return issubclass(value.type, nnx.Param) and not (path[0] == "backbone" and path[1] in frozen)
+
+    return learns
+
+
+def normalise(images, size):
+    """Float32 images `[B, H, W, 3]`, zero outside `size [B, 2]` (h, w), from RGB uint8; floats pass as they are."""
+    if jnp.issubdtype(images.dtype, jnp.floating):
+        return images
+    pixels = (images.astype(jnp.float32) - jnp.array(MEAN)) * (1 / jnp.array(STD))
+    rows = jnp.arange(images.shape[1]) < size[:, :1]
+    columns = jnp.arange(images.shape[2]) < size[:, 1:]
+    return jnp.where((rows[:, :, None] & columns[:, None, :])[..., None], pixels, 0)
+
+
+def matmul_precision(dtype):
+    """The precision that keeps float32 what it says on accelerators, whose default multiplies in fewer bits."""
+    return jax.default_matmul_precision("highest" if dtype == "float32" else "default")

@@ -1,0 +1,115 @@
+"""ResNet and ResNeXt backbones ("pytorch" style: a block's stride sits in its 3x3 convolution), C2..C5."""
+import jax
+from flax import nnx
+
+from htd_jax.models.layers import KAIMING_FAN_OUT, conv, norm
+from htd_jax.ops.deform_conv import deform_conv
+
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+BOTTLENECK_DEPTHS = (50, 101)
+
+
+class DeformConv(nnx.Module):
+    """3x3 deformable convolution without bias; its offsets come from a plain 3x3 convolution that starts at zero."""
+
+    def __init__(self, inputs, outputs, *, stride, groups, dtype, rngs):
+        self.kernel = nnx.Param(KAIMING_FAN_OUT(rngs.params(), (3, 3, inputs // groups, outputs)))
+        self.offset = conv(inputs, 18, 3, stride=stride, init=nnx.initializers.zeros, dtype=dtype, rngs=rngs)
+        self.stride, self.groups, self.dtype = stride, groups, dtype
+
+    def __call__(self, x):
+        offsets = self.offset(x)
+        kernel = self.kernel[...].astype(x.dtype)
+        one = lambda x, offsets: deform_conv(x, offsets, kernel, stride=self.stride, groups=self.groups)
+        return jax.vmap(one)(x, offsets)
+
+
+class Shortcut(nnx.Module):
+    """The first block's way around: strided 1x1 convolution and norm."""
+
+    def __init__(self, inputs, outputs, stride, *, kind, dtype, rngs):
+        self.conv = conv(inputs, outputs, 1, stride=stride, bias=False, init=KAIMING_FAN_OUT, dtype=dtype, rngs=rngs)
+        self.bn = norm(kind, outputs, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x):
+        return self.bn(self.conv(x))
+
+
+class Block(nnx.Module):
+    """A residual block: two 3x3 convolutions (`expansion` 1) or 1x1, 3x3, 1x1 with four times the outputs."""
+
+    def __init__(self, inputs, planes, inner, stride, *, bottleneck, groups, deformable, kind, dtype, rngs):
+        outputs = planes * 4 if bottleneck else planes
+        make = dict(dtype=dtype, rngs=rngs)
+        plain = lambda i, o, size, stride=1, groups=1: conv(
+            i, o, size, stride=stride, groups=groups, bias=False, init=KAIMING_FAN_OUT, **make)
+        spatial = (lambda i, o, stride: DeformConv(i, o, stride=stride, groups=groups, **make)) if deformable else (
+            lambda i, o, stride: plain(i, o, 3, stride, groups))
+        if bottleneck:
+            self.conv1, self.conv2, self.conv3 = plain(inputs, inner, 1), spatial(inner, inner, stride), plain(inner, outputs, 1)
+            self.bn1, self.bn2 = norm(kind, inner, **make), norm(kind, inner, **make)
+            self.bn3 = norm(kind, outputs, zero=True, **make)
+        else:
+            self.conv1, self.conv2 = spatial(inputs, planes, stride), plain(planes, outputs, 3)
+            self.bn1, self.bn2 = norm(kind, planes, **make), norm(kind, outputs, zero=True, **make)
+        self.bottleneck = bottleneck
+        self.downsample = (Shortcut(inputs, outputs, stride, kind=kind, **make)
+                           if stride != 1 or inputs != outputs else None)
+
+    def __call__(self, x):
+        shortcut = x if self.downsample is None else self.downsample(x)
+        y = jax.nn.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        if self.bottleneck:
+            y = self.bn3(self.conv3(jax.nn.relu(y)))
+        return jax.nn.relu(y + shortcut)
+
+
+class ResNet(nnx.Module):
+    """Images `[B, H, W, 3]` -> C2..C5 `[B, H/s, W/s, channels]`, s = 4, 8, 16, 32.
+
+    `groups` and `base_width` make a ResNeXt (64 and 4: 64x4d); `deformable` replaces the 3x3 convolutions of
+    layer2..4. Nothing is learnt, or propagated, below the first `frozen_stages` layers (the stem included).
+    """
+
+    def __init__(self, depth, *, width=64, groups=1, base_width=64, deformable=False, kind="frozen_bn", frozen_stages=1,
+                 dtype=None, rngs):
+        bottleneck = depth in BOTTLENECK_DEPTHS
+        self.frozen_stages, self.dtype = frozen_stages, dtype
+        self.conv1 = conv(3, width, 7, stride=2, bias=False, init=KAIMING_FAN_OUT, dtype=dtype, rngs=rngs)
+        self.bn1 = norm(kind, width, dtype=dtype, rngs=rngs)
+        inputs, self.channels = width, []
+        for stage, count in enumerate(BLOCKS[depth]):
+            planes = width * 2**stage
+            inner = planes * base_width // 64 * groups
+            blocks = []
+            for i in range(count):
+                stride = 2 if i == 0 and stage > 0 else 1
+                blocks.append(Block(inputs, planes, inner, stride, bottleneck=bottleneck, groups=groups,
+                                    deformable=deformable and stage > 0, kind=kind, dtype=dtype, rngs=rngs))
+                inputs = planes * 4 if bottleneck else planes
+            setattr(self, f"layer{stage + 1}", nnx.List(blocks))
+            self.channels.append(inputs)
+        self.channels = tuple(self.channels)
+
+    def __call__(self, images, remat=False):
+        x = jax.nn.relu(self.bn1(self.conv1(images.astype(self.dtype or images.dtype))))
+        x = max_pool_3x3(x)
+        if self.frozen_stages == 0:
+            return self._stages(x, remat)
+        return self._stages(jax.lax.stop_gradient(x), remat)
+
+    def _stages(self, x, remat):
+        outputs = []
+        for stage in range(1, 5):
+            for block in getattr(self, f"layer{stage}"):
+                x = nnx.remat(Block.__call__)(block, x) if remat else block(x)
+            if stage <= self.frozen_stages:
+                x = jax.lax.stop_gradient(x)
+            outputs.append(x)
+        return outputs
+
+
+def max_pool_3x3(x):
+    """3x3 max pooling of stride 2 with a border of minus infinity, `[B, H, W, C]`."""
+    return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))

@@ -1,0 +1,62 @@
+"""Region proposal network: its head, and proposals from what the head says."""
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from htd_jax.models.layers import conv, normal
+from htd_jax.ops.anchors import RATIOS, grid_anchors
+from htd_jax.ops.boxes import decode
+from htd_jax.ops.nms import nms
+
+STDS = (1.0, 1.0, 1.0, 1.0)
+NMS_IOU = 0.7
+
+
+class RPNHead(nnx.Module):
+    """3x3 convolution and ReLU, then 3 objectness logits and 12 deltas a cell, shared by all levels."""
+
+    def __init__(self, channels, *, dtype=None, rngs):
+        make = dict(init=normal(0.01), dtype=dtype, rngs=rngs)
+        self.conv = conv(channels, channels, 3, **make)
+        self.cls = conv(channels, len(RATIOS), 1, **make)
+        self.reg = conv(channels, 4 * len(RATIOS), 1, **make)
+
+    def __call__(self, pyramid):
+        """Per level float32 logits `[B, anchors]` and deltas `[B, anchors, 4]`, anchors in the order y, x, ratio."""
+        logits, deltas = [], []
+        for features in pyramid:
+            hidden = jax.nn.relu(self.conv(features))
+            batch = features.shape[0]
+            logits.append(self.cls(hidden).astype(jnp.float32).reshape(batch, -1))
+            deltas.append(self.reg(hidden).astype(jnp.float32).reshape(batch, -1, 4))
+        return logits, deltas
+
+
+def propose(logits, deltas, shapes, size, nms_pre, count):
+    """Proposals of one image: boxes `[count, 4]` clipped to `size` (h, w), scores `[count]`, valid `[count]`.
+
+    `logits`, `deltas`: lists over the levels, `[anchors]` and `[anchors, 4]`; `shapes` (height, width) of each. The
+    `nms_pre` best of each level pass NMS at .7 within the level; the best `count` of all remain, by falling score.
+    Logits of minus infinity mark anchors that do not take part. No gradient, no minimum size, nothing else masked.
+    """
+    slots = min(nms_pre, max(len(level) for level in logits))
+    levels = [_best_of_level(*level, size, nms_pre, slots) for level in zip(logits, deltas, grid_anchors(shapes))]
+    boxes, scores = (jnp.stack(part) for part in zip(*levels))
+    kept, valid = jax.vmap(lambda b, s: nms(b, s, NMS_IOU, slots))(boxes, scores)
+    boxes = jnp.take_along_axis(boxes, kept[..., None], axis=1).reshape(-1, 4)
+    scores = jnp.where(valid, jnp.take_along_axis(scores, kept, axis=1), -jnp.inf).reshape(-1)
+    boxes, scores = (jnp.pad(boxes, ((0, max(0, count - len(scores))), (0, 0))),
+                     jnp.pad(scores, (0, max(0, count - len(scores))), constant_values=-jnp.inf))
+    scores, order = jax.lax.top_k(scores, count)
+    valid = scores > -jnp.inf
+    return jnp.where(valid[:, None], boxes[order], 0), jnp.where(valid, scores, 0), valid
+
+
+def _best_of_level(logits, deltas, anchors, size, nms_pre, slots):
+    """Boxes `[slots, 4]` and scores `[slots]` of the `nms_pre` best anchors of a level; -inf in unused slots."""
+    logits, deltas = jax.lax.stop_gradient((logits, deltas))
+    scores = jnp.where(logits > -jnp.inf, jax.nn.sigmoid(logits), -jnp.inf)
+    scores, index = jax.lax.top_k(scores, min(nms_pre, len(logits)))
+    boxes = decode(jnp.asarray(anchors)[index], deltas[index], STDS, size)
+    pad = slots - len(scores)
+    return jnp.pad(boxes, ((0, pad), (0, 0))), jnp.pad(scores, (0, pad), constant_values=-jnp.inf)

@@ -1,0 +1,27 @@
+"""Stage 0, the common head: classes and boxes from crops that carry the image's context."""
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from htd_jax.models.layers import linear, normal
+from htd_jax.ops.roi_align import BINS
+
+STDS = (0.1, 0.1, 0.2, 0.2)
+
+
+class Stage0(nnx.Module):
+    """Two fully connected layers of `hidden` on crop + g, then `classes + 1` logits and 4 class-agnostic deltas."""
+
+    def __init__(self, channels, hidden, classes, *, dtype=None, rngs):
+        make = dict(dtype=dtype, rngs=rngs)
+        self.fcs = nnx.List([linear(BINS * BINS * channels, hidden, **make), linear(hidden, hidden, **make)])
+        self.fc_cls = linear(hidden, classes + 1, init=normal(0.01), **make)
+        self.fc_reg = linear(hidden, 4, init=normal(0.001), **make)
+
+    def __call__(self, crops, context):
+        """Float32 logits `[B, N, classes + 1]` and deltas `[B, N, 4]` from crops `[B, N, 7, 7, C]` and context `[B, C]`."""
+        x = crops + context[:, None, None, None, :]
+        x = x.reshape(*x.shape[:2], -1)
+        for layer in self.fcs:
+            x = jax.nn.relu(layer(x))
+        return self.fc_cls(x).astype(jnp.float32), self.fc_reg(x).astype(jnp.float32)

@@ -1,0 +1,156 @@
+"""From a batch to losses: the forward pass of training."""
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from htd_jax.models import border, stage0
+from htd_jax.models.htd import matmul_precision, normalise
+from htd_jax.models.rpn import propose
+from htd_jax.models.targets import GroundTruth, MAX_ROI_POSITIVES, anchor_targets, refined_proposals, roi_targets
+from htd_jax.ops.anchors import cells_inside, grid_anchors
+from htd_jax.ops.roi_align import crop_all_levels, crop_own_level
+
+STAGE_THRESHOLDS = (0.5, 0.6)
+STAGE_WEIGHTS = (1.0, 0.5)
+SFA_WEIGHT = 3.0
+RPN_BETA, STAGE_BETA = 1 / 9, 1.0
+
+
+def losses(model, batch, key, config):
+    """The total loss and a dict of every loss by the names of the original's logs, `s0.acc`, `s1.acc` and `loss`.
+
+    `batch`: image `[B, H, W, 3]`, size, padded `[B, 2]`, boxes `[B, G, 4]`, labels, valid `[B, G]`. All are
+    normalised over the whole batch, so that one device and many give the same figures.
+    """
+    with matmul_precision(config.dtype):
+        truth = GroundTruth(batch["boxes"], batch["labels"], batch["valid"])
+        rpn_key, roi_key = jax.random.split(key)
+        pyramid = model.features(normalise(batch["image"], batch["size"]), remat=config.remat)
+        logits, deltas = model.rpn(pyramid)
+        logs = rpn_losses(logits, deltas, shapes_of(pyramid), batch["size"], truth, rpn_key, config)
+        proposals, _, valid = batch_proposals(
+            logits, deltas, shapes_of(pyramid), batch["size"], batch["padded"], config.train)
+        logs |= roi_losses(model, pyramid, proposals, valid, batch["size"], batch["padded"], truth, roi_key, config)
+        logs["loss"] = sum(value for name, value in logs.items() if "loss" in name)
+    return logs["loss"], logs
+
+
+def shapes_of(pyramid):
+    """(height, width) of each level."""
+    return tuple(features.shape[1:3] for features in pyramid)
+
+
+def batch_proposals(logits, deltas, shapes, size, padded, limits):
+    """`propose` for every image: boxes `[B, N, 4]`, scores `[B, N]`, valid `[B, N]`.
+
+    Anchors whose cell lies beyond `padded [B, 2]`, the original's own padding, do not take part.
+    """
+    def one(logits, deltas, size, padded):
+        present = jnp.split(cells_inside(shapes, padded), _ends(logits))
+        masked = [jnp.where(here, level, -jnp.inf) for here, level in zip(present, logits)]
+        return propose(masked, deltas, shapes, size, limits.nms_pre, limits.proposals)
+
+    return jax.vmap(one)(logits, deltas, size, padded)
+
+
+def _ends(levels):
+    """Where each level but the last ends in the joined list of anchors."""
+    total, ends = 0, []
+    for level in levels[:-1]:
+        total += len(level)
+        ends.append(total)
+    return ends
+
+
+def _image_keys(key, batch_size):
+    return jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(batch_size))
+
+
+def rpn_losses(logits, deltas, shapes, size, truth, key, config):
+    """`loss_rpn_cls` and `loss_rpn_bbox` over the sampled anchors."""
+    anchors = jnp.concatenate(grid_anchors(shapes))
+    count = config.train.rpn_samples
+
+    def one(logits, deltas, size, truth, key):
+        chosen, targets = anchor_targets(anchors, size, truth, count, config.sampling, key)
+        picked = jnp.concatenate(logits)[chosen.index]
+        cross_entropy = optax.sigmoid_binary_cross_entropy(picked, chosen.positive.astype(jnp.float32))
+        distance = smooth_l1(jnp.concatenate(deltas)[chosen.index] - targets, RPN_BETA).sum(axis=1)
+        negatives = (chosen.valid & ~chosen.positive).sum()
+        divisor = jnp.maximum(chosen.positive.sum(), 1) + jnp.maximum(negatives, 1)
+        return masked_sum(cross_entropy, chosen.valid), masked_sum(distance, chosen.positive), divisor
+
+    keys = _image_keys(key, size.shape[0])
+    classification, regression, divisor = (x.sum() for x in jax.vmap(one)(logits, deltas, size, truth, keys))
+    return {"loss_rpn_cls": classification / divisor, "loss_rpn_bbox": regression / divisor}
+
+
+def roi_losses(model, pyramid, proposals, valid, size, padded, truth, key, config):
+    """The losses of SFA and both stages from proposals `[B, N, 4]` (`valid [B, N]`)."""
+    context, scene_logits = model.sfa(pyramid[-1], padded)
+    logs = {"loss_global": sfa_loss(scene_logits, truth)}
+    stage_keys = jax.random.split(key)
+    sampler = functools.partial(sample_rois, truth=truth, num_classes=model.num_classes, config=config)
+
+    rois = sampler(proposals, valid, STAGE_THRESHOLDS[0], stage0.STDS, key=stage_keys[0])
+    logits, deltas = model.stage0(jax.vmap(crop_own_level)(pyramid[:4], rois.boxes), context)
+    logs |= stage_losses("s0", logits, deltas, rois, STAGE_WEIGHTS[0])
+
+    proposals, valid = jax.vmap(refined_proposals, in_axes=(0, 0, None, 0))(rois, deltas, stage0.STDS, size)
+    rois = sampler(proposals, valid, STAGE_THRESHOLDS[1], border.STDS, key=stage_keys[1])
+    logits, deltas = stage1(model, pyramid[:4], context, rois, config.train.roi_samples)
+    return logs | stage_losses("s1", logits, deltas, rois, STAGE_WEIGHTS[1])
+
+
+def sample_rois(proposals, valid, threshold, stds, *, truth, num_classes, config, key):
+    """`RoIs` `[B, K, ...]` of a stage."""
+    def one(proposals, valid, truth, key):
+        return roi_targets(proposals, valid, truth, threshold, stds, num_classes,
+                           config.train.roi_samples, config.sampling, key)
+
+    return jax.vmap(one)(proposals, valid, truth, _image_keys(key, proposals.shape[0]))
+
+
+def stage1(model, pyramid, context, rois, count):
+    """Stage 1's logits `[B, K, classes + 1]`, and deltas `[B, P, 4]` of the first P slots, which hold all positives."""
+    crops = jax.vmap(crop_own_level)(pyramid, rois.boxes)
+    logits = model.pgraph(crops, context, rois.boxes, rois.valid, model.stage0.fc_cls)
+    positives = int(count * MAX_ROI_POSITIVES)
+    all_levels = jax.vmap(crop_all_levels)(pyramid, rois.boxes[:, :positives])
+    merged = jnp.moveaxis(all_levels, 1, 0).reshape(4, -1, *all_levels.shape[3:])
+    own = crops[:, :positives].reshape(-1, *crops.shape[2:])
+    deltas = model.border(merged, own, jnp.repeat(context, positives, axis=0))
+    return logits, deltas.reshape(len(context), positives, 4)
+
+
+def sfa_loss(logits, truth):
+    """Multi-label cross-entropy of the classes present, mean over all entries, weighted."""
+    classes = jnp.arange(logits.shape[-1])
+    present = ((truth.labels[..., None] == classes) & truth.valid[..., None]).any(axis=1)
+    return SFA_WEIGHT * optax.sigmoid_binary_cross_entropy(logits, present.astype(jnp.float32)).mean()
+
+
+def stage_losses(name, logits, deltas, rois, weight):
+    """Cross-entropy, accuracy (percent) and smooth-L1 of a stage; `deltas` may cover the first slots alone."""
+    number = jnp.maximum(rois.valid.sum(), 1)
+    cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, rois.labels)
+    correct = rois.valid & (jnp.argmax(logits, axis=-1) == rois.labels)
+    slots = deltas.shape[1]
+    distance = smooth_l1(deltas - rois.deltas[:, :slots], STAGE_BETA).sum(axis=-1)
+    return {
+        f"{name}.loss_cls": weight * masked_sum(cross_entropy, rois.valid) / number,
+        f"{name}.acc": 100.0 * correct.sum() / number,
+        f"{name}.loss_bbox": weight * masked_sum(distance, rois.positive[:, :slots]) / number,
+    }
+
+
+def smooth_l1(difference, beta):
+    """Elementwise .5 d^2 / beta below `beta`, |d| - .5 beta above."""
+    return optax.huber_loss(difference, delta=beta) / beta
+
+
+def masked_sum(values, mask):
+    """Sum of `values` where `mask`; what is masked may be infinite or nan."""
+    return jnp.where(mask, values, 0).sum()
