@@ -67,7 +67,7 @@ def resized_shape(height, width, scale):
 
     Section 1: s = min(long / max(h, w), short / min(h, w)), then int(side * s + .5).
     """
-    long, short = max(scale), min(scale)
+    long, short = scale
     s = min(long / max(height, width), short / min(height, width))
     return max(1, int(height * s + 0.5)), max(1, int(width * s + 0.5))
 
