@@ -33,8 +33,7 @@ def load(source, model, *, new_classifier=False):
     Raises UserError that lists what is missing, extra or of another shape.
     """
     tree = tree_of(model)
-    _update(model, load_into(tree, load_tensors(source), source=source, backbone_only=False,
-                             new_classifier=new_classifier))
+    put(model, load_into(tree, load_tensors(source), source=source, backbone_only=False, new_classifier=new_classifier))
 
 
 def initialise(model, init_from, config=None):
@@ -48,7 +47,7 @@ def initialise(model, init_from, config=None):
     if init_from:
         new_classifier = bool(config and config.get("new_classifier", False))
         tensors = load_tensors(init_from)
-        _update(model, load_into(tree_of(model), tensors, source=init_from, new_classifier=new_classifier))
+        put(model, load_into(tree_of(model), tensors, source=init_from, new_classifier=new_classifier))
 
 
 def load_tensors(source):
@@ -137,7 +136,11 @@ def tree_of(model):
     return nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.RngState)))
 
 
-def _update(model, tree):
+def put(model, tree):
+    """Replaces the parameters and statistics of an NNX module, in place, by a nested dict of the same paths.
+
+    Arrays take the dtype and sharding of those they replace; those of an abstract model, the default device.
+    """
     state = nnx.state(model, nnx.Not(nnx.RngState))
     old = traverse_util.flatten_dict(nnx.to_pure_dict(state))
     new = traverse_util.flatten_dict(tree)
