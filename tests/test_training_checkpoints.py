@@ -1,0 +1,162 @@
+"""Checkpoints: what is kept, damage of every kind, other models, a full disk, weights alone."""
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from htd_jax import config as config_lib
+from htd_jax.errors import UserError
+from htd_jax.training import checkpoints as checkpoints_lib
+from htd_jax.training import mesh as mesh_lib
+from htd_jax.training import optimizer as optimizer_lib
+from htd_jax.training import step as step_lib
+from htd_jax.training.checkpoints import Checkpoints
+
+
+def make_state(step=0, width=3, ema=0.0):
+    params = {"neck": {"convs": {0: {"kernel": jax.random.normal(jax.random.key(step), (4000, width))}, 1: {"kernel": jnp.ones(2)}}}}
+    frozen = {"neck": {"mean": jnp.full(2, 7.0)}}
+    sgd = optimizer_lib.sgd(config_lib.default_config(), lambda _: 0.1)
+    state = step_lib.init_state(params, frozen, sgd, ema) | {"step": jnp.int32(step)}
+    return mesh_lib.replicate(state, mesh_lib.make_mesh(jax.devices()[:1]))
+
+
+def abstract(state):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+
+def save(workdir, scores, keep=3, **kind):
+    with Checkpoints(workdir, keep) as checkpoints:
+        for step, ap in scores.items():
+            checkpoints.save(step, make_state(step, **kind), ap)
+
+
+def steps(workdir):
+    return sorted(int(p.name) for p in (workdir / "checkpoints").iterdir())
+
+
+def restore(workdir, **kind):
+    with Checkpoints(workdir) as checkpoints:
+        return checkpoints.restore(abstract(make_state(**kind)))
+
+
+def assert_equal(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_round_trip_and_nothing_to_restore(tmp_path):
+    assert restore(tmp_path) is None
+    save(tmp_path, {5: None})
+    step, state = restore(tmp_path)
+    assert step == 5
+    assert_equal(state, make_state(5))
+
+
+def test_last_and_best_are_kept_also_across_restarts(tmp_path):
+    save(tmp_path, {1: 0.1, 2: 0.4, 3: None, 4: 0.2, 5: None, 6: None}, keep=2)
+    assert steps(tmp_path) == [2, 5, 6]
+    save(tmp_path, {7: 0.3, 8: None, 9: None}, keep=2)
+    assert steps(tmp_path) == [2, 8, 9]
+    save(tmp_path, {9: None}, keep=2)  # is there already
+
+
+def damage_cut(folder):
+    largest(folder).write_bytes(largest(folder).read_bytes()[:100])
+
+
+def damage_bit(folder):
+    data = bytearray(largest(folder).read_bytes())
+    data[len(data) // 2] ^= 16
+    largest(folder).write_bytes(data)
+
+
+def damage_list(folder):
+    (folder / "state" / "_METADATA").unlink()
+
+
+def damage_all(folder):
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.unlink()
+
+
+def largest(folder):
+    return max((p for p in (folder / "state").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+@pytest.mark.parametrize("damage", [damage_cut, damage_bit, damage_list, damage_all])
+def test_damaged_newest_is_said_and_the_one_before_used(tmp_path, damage, caplog):
+    save(tmp_path, {4: None, 8: None})
+    damage(tmp_path / "checkpoints" / "8")
+    step, state = restore(tmp_path)
+    assert step == 4 and (tmp_path / "damaged-8").is_dir()
+    assert_equal(state, make_state(4))
+    assert "8 is damaged" in caplog.text
+    save(tmp_path, {8: None})
+    assert restore(tmp_path)[0] == 8
+
+
+def test_all_damaged(tmp_path):
+    save(tmp_path, {4: None})
+    damage_cut(tmp_path / "checkpoints" / "4")
+    with pytest.raises(UserError, match="no checkpoint in .* can be read"):
+        restore(tmp_path)
+    with pytest.raises(UserError, match="4 is damaged"):
+        checkpoints_lib.restore_params(tmp_path)
+
+
+def test_another_model_lists_the_tensors(tmp_path):
+    save(tmp_path, {4: None})
+    with pytest.raises(UserError) as error:
+        restore(tmp_path, width=5)
+    assert "params.neck.convs.0.kernel (4000, 3) instead of (4000, 5)" in str(error.value)
+    assert steps(tmp_path) == [4]  # not damaged: left where it is
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_weights_alone(tmp_path, ema):
+    state = make_state(4, ema=ema)
+    if ema:
+        state["ema"] = jax.tree.map(lambda x: x + 1, state["ema"])
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(4, state)
+    for path in (tmp_path, str(tmp_path / "checkpoints" / "4"), tmp_path / "checkpoints"):
+        tree = checkpoints_lib.restore_params(path)
+        assert_equal(tree, {"neck": state["ema" if ema else "params"]["neck"] | state["frozen"]["neck"]})
+        assert isinstance(tree["neck"]["mean"], np.ndarray)
+
+
+def test_config_and_categories_lie_beside(tmp_path):
+    config = config_lib.default_config()
+    config.model.num_classes = 2
+    categories = [types.SimpleNamespace(id=3, name="cat"), types.SimpleNamespace(id=9, name="dog")]
+    save(tmp_path, {4: None})
+    with pytest.raises(UserError, match="config.json of the checkpoint .* is missing"):
+        checkpoints_lib.load_config(tmp_path)
+    checkpoints_lib.write_about(tmp_path, config, categories)
+    for path in (tmp_path, tmp_path / "checkpoints" / "4"):
+        assert checkpoints_lib.load_config(path).to_dict() == config.to_dict()
+        assert checkpoints_lib.load_categories(path) == [(3, "cat"), (9, "dog")]
+
+
+def test_no_checkpoint(tmp_path):
+    with pytest.raises(UserError, match="has no checkpoint"):
+        checkpoints_lib.restore_params(tmp_path / "nowhere")
+
+
+def full(*args, **kwargs):
+    """What TensorStore says, as seen on a file system of 1 MB."""
+    raise ValueError("RESOURCE_EXHAUSTED: Error writing ...: No space left on device [os_error_code='28']")
+
+
+def test_full_disk_is_one_clear_error(tmp_path):
+    with pytest.raises(UserError, match="the disk is full; started again, training goes on from step 4"):
+        with Checkpoints(tmp_path) as checkpoints:
+            checkpoints.save(4, make_state(4))
+            checkpoints.wait()
+            checkpoints._manager.save = full
+            checkpoints.save(8, make_state(8))
+    assert restore(tmp_path)[0] == 4
