@@ -131,6 +131,17 @@ def complete(tensors):
     return full | {name: np.zeros((), np.int64) for name in counters}
 
 
+def num_classes(tensors):
+    """Returns the number of classes, without background, of a detector's tensors; None of a backbone's."""
+    bias = tensors.get("roi_head.bbox_head.0.fc_cls.bias")
+    return None if bias is None else len(bias) - 1
+
+
+def listed(rows):
+    """Returns the first ten of some names, and dots where there are more."""
+    return ", ".join(rows[:_SHOWN]) + (", ..." if len(rows) > _SHOWN else "")
+
+
 def tree_of(model):
     """Returns the parameters and statistics of an NNX module as a nested dict, without random states."""
     return nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.RngState)))
@@ -181,7 +192,7 @@ def _check(source, tensors, shapes, left, other, wanted):
     missing = [name for name in wanted if name not in tensors and name not in left]
     extra = [name for name in tensors if name not in wanted]
     reshaped = [f"{name} {_by(tensors[name].shape)} for {_by(shapes[name])}" for name in other]
-    found = [f"{len(rows)} {what}: {', '.join(rows[:_SHOWN])}{', ...' if len(rows) > _SHOWN else ''}"
+    found = [f"{len(rows)} {what}: {listed(rows)}"
              for what, rows in (("missing", missing), ("extra", extra), ("of another shape", reshaped)) if rows]
     if found:
         raise UserError(f"{source} does not fit the model: {'; '.join(found)}{_hint(other, wanted, tensors)}")
@@ -203,5 +214,5 @@ def _say(source, left, total):
     """Says aloud what stays at its initial value."""
     log.info("%s: %d of %d tensors read", source, total - len(left), total)
     if left:
-        shown = ", ".join(left[:_SHOWN]) + (", ..." if len(left) > _SHOWN else "")
-        log.warning("%s: %d tensors read, %d stay at their initial values: %s", source, total - len(left), len(left), shown)
+        log.warning("%s: %d tensors read, %d stay at their initial values: %s", source, total - len(left), len(left),
+                    listed(left))

@@ -1,0 +1,132 @@
+"""Converts weights: from the original's files to a workdir that eval.py and train.py read, and back.
+
+Examples:
+  python -m htd_jax.convert htd_r50.pth runs/original --config configs/htd_r50.py   (-> a workdir)
+  python -m htd_jax.convert runs/r50 htd_r50.safetensors                            (-> the original's names)
+  python -m htd_jax.convert htd_r50.pth htd_r50.safetensors --config configs/htd_r50.py
+  python -m htd_jax.convert faster_rcnn.pth resnet50.safetensors --backbone
+
+SRC is a .safetensors or .pth file, a workdir (its latest step), one saved step, or hf:OWNER/NAME. DST ends in .safetensors
+or is the folder of a new workdir. --config says which model a file holds; a workdir says so itself.
+"""
+import pathlib
+
+from absl import flags
+from flax import nnx
+
+from htd_jax import cli, tools
+from htd_jax.errors import UserError
+from htd_jax.weights import files, loading, names
+
+_BACKBONE = flags.DEFINE_bool("backbone", False, "Take the backbone alone, out of whatever detector SRC holds.")
+
+
+def main(arguments):
+    """The command line: SRC and DST."""
+    if len(arguments) != 2:
+        raise UserError(f"two arguments are needed, SRC and DST; {len(arguments)} given: {' '.join(arguments) or 'none'}")
+    convert(*arguments, config=flags.FLAGS.config, backbone=_BACKBONE.value)
+
+
+def convert(source, target, config=None, backbone=False):
+    """Converts weights from anything that `loading.load_tensors` reads.
+
+    Args:
+        source: file, workdir, saved step, or hf:OWNER/NAME.
+        target: a path ending in `.safetensors`, else the folder of a workdir that does not exist yet.
+        config: ConfigDict of the model; needed for a workdir from a file. Where it is given, nothing may be missing.
+        backbone: leave out all but the backbone.
+    Raises UserError where the source cannot be read or does not fit, or the target cannot be written.
+    """
+    target = pathlib.Path(target)
+    if target.suffix in files.TORCH_SUFFIXES:
+        raise UserError(f"{target}: weights are written as .safetensors, which PyTorch reads by "
+                        "safetensors.torch.load_file(path)")
+    write = _write_file if target.suffix == ".safetensors" else _write_workdir
+    write(source, target, config, backbone)
+
+
+def _write_file(source, target, config, backbone):
+    """Writes the tensors under all the original's names."""
+    tensors = loading.load_tensors(source)
+    if backbone:
+        tensors = {name: array for name, array in tensors.items() if name.startswith("backbone.")}
+    unknown = [name for name in tensors if names.model_path(name) is None]
+    if unknown or not tensors:
+        raise UserError(f"{source} holds {loading.listed(unknown) or 'nothing'} that HTD does not have; --backbone takes "
+                        "the backbone alone")
+    if config is not None:
+        model = _abstract(config, tensors)
+        loading.load_into(loading.tree_of(model), tensors, source=source, backbone_only=backbone)
+    elif not pathlib.Path(source).is_dir():
+        print(f"{source}: names are known; that none is missing was not checked: give --config for that")
+    everything = loading.complete(tensors)
+    files.write(target, everything)
+    print(f"{target}: {len(everything)} tensors, {sum(a.nbytes for a in everything.values()) / 2**20:.0f} MiB")
+
+
+def _write_workdir(source, target, config, backbone):
+    """Writes one checkpoint, step 0, with config.json and categories.json beside it."""
+    from htd_jax.training import checkpoints  # Orbax: seconds to import
+    if backbone:
+        raise UserError("--backbone writes a .safetensors file; a workdir holds a whole detector")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} exists already; give the name of a new folder")
+    tensors = loading.load_tensors(source)
+    config, categories = _about(source, config, tensors)
+    params, frozen = _filled(config, tensors, source)
+    _make(target)
+    with checkpoints.Checkpoints(target) as saved:
+        saved.save(0, dict(params=params, frozen=frozen))
+    checkpoints.write_about(target, config, categories)
+    print(f"{target}: a workdir with one checkpoint, {len(tensors)} tensors, {config.model.num_classes} classes")
+
+
+def _make(folder):
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made: {error.strerror}") from error
+
+
+def _about(source, config, tensors):
+    """Returns the configuration and the categories: those of a workdir, or the one given and COCO's."""
+    from htd_jax.data import Category, coco_classes
+    from htd_jax.training import checkpoints
+    if pathlib.Path(source).is_dir():
+        categories = checkpoints.load_categories(source)
+        config = checkpoints.load_config(source) if config is None else config
+    elif config is None:
+        raise UserError(f"{source} does not say which model it holds; give --config, for example configs/htd_r50.py")
+    else:
+        categories = coco_classes.categories(_set_classes(config, tensors))
+    return config, [Category(*pair) for pair in categories]
+
+
+def _set_classes(config, tensors):
+    """Sets config.model.num_classes from the weights where it is unset; returns it."""
+    if config.model.num_classes is None:
+        config.model.num_classes = loading.num_classes(tensors)
+    return config.model.num_classes
+
+
+def _abstract(config, tensors):
+    """The model of shapes."""
+    from htd_jax.models.htd import build
+    if _set_classes(config, tensors) is None:
+        config.model.num_classes = 1  # a backbone: no tensor of the classifier is looked at
+    return nnx.eval_shape(lambda: build(config.model, nnx.Rngs(0)))
+
+
+def _filled(config, tensors, source):
+    """Returns (params, frozen), pure dicts of the parameters that training would update and of all the rest."""
+    from htd_jax.models.htd import trainable
+    model = _abstract(config, tensors)
+    loading.put(model, loading.load_into(loading.tree_of(model), tensors, source=source, backbone_only=False))
+    _, params, frozen = nnx.split(model, trainable(config.model), ...)
+    return nnx.to_pure_dict(params), nnx.to_pure_dict(frozen)
+
+
+if __name__ == "__main__":
+    cli.define_config()
+    tools.run(main, __doc__)
