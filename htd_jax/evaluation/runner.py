@@ -1,0 +1,165 @@
+"""Detections of every image of a data set, over all devices and hosts, then their score and files.
+
+Each host detects its own part of every batch on its own devices; only finished detections are exchanged.
+"""
+import collections
+import json
+import pathlib
+import shlex
+import sys
+import time
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from tqdm import tqdm
+
+from htd_jax.errors import UserError
+from htd_jax.evaluation import coco, report, views
+
+FIELDS = ("boxes", "scores", "labels", "valid")
+_LINE_EVERY = 30  # seconds between lines of progress where there is no terminal
+
+
+def evaluate(detect_fn, dataset, config, output=None, mesh=None):
+    """Runs a detector over every image of a data set and scores what it finds.
+
+    Args:
+      detect_fn: batch (numpy) -> detections; `model.make_detect_fn` makes one.
+      dataset: what `data.open_dataset` gives.
+      config: `test` and `data` are read here.
+      output: folder for metrics.json, detections.json and report.html, written by process 0; None for none.
+      mesh: the mesh that `detect_fn` spreads a batch over, `config.test.batch_size` images a device; None for
+        one device.
+
+    Returns:
+      Dict of the names of `coco.METRICS`, `per_class` and `images`, the same on all hosts.
+
+    Raises:
+      UserError: an image cannot be read, detections are not finite, or `output` cannot be written to.
+    """
+    folder = None if output is None else make_folder(output)
+    detections = collect(detect_fn, dataset, config, 1 if mesh is None else mesh.local_mesh.size)
+    metrics = None
+    if jax.process_index() == 0:
+        ids = [category.id for category in dataset.categories]
+        results = [result for i, found in enumerate(detections)
+                   for result in coco.to_results(dataset.record(i).image_id, found, ids)]
+        metrics = coco.score(dataset.ground_truth(), results)
+        _check_count(metrics["images"], len(dataset))
+        if folder is not None:
+            _write(folder, metrics, results, dataset, detections, config)
+    return _tell_all(metrics)
+
+
+def collect(detect_fn, dataset, config, local_devices=1):
+    """The detections of every image, on every host.
+
+    Returns:
+      List over the rows of `dataset` of dicts of numpy arrays, best first: `boxes` float32 [n, 4] x1 y1 x2 y2 in
+      pixels of the original, `scores` float32 [n], `labels` int32 [n], `valid` bool [n] (all true).
+    """
+    hosts = jax.process_count()
+    batches = views.batches(dataset, config, config.test.batch_size * local_devices * hosts, jax.process_index(), hosts)
+    done = list(_fetched(detect_fn, batches, len(dataset)))
+    if not done:
+        return []
+    index = np.concatenate([index for index, _ in done])
+    found = {name: np.concatenate([detections[name] for _, detections in done]) for name in FIELDS}
+    if hosts > 1:
+        index, found = _exchange(index, found)
+    return _by_row(index, found, len(dataset))
+
+
+def make_folder(path):
+    """The output folder, created where it is missing; UserError where it cannot be (before any work is lost)."""
+    try:
+        pathlib.Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to the output folder {path}: {error.strerror}") from error
+    return pathlib.Path(path)
+
+
+def _fetched(detect_fn, batches, total):
+    """Yields (index, detections) as numpy, one batch late: the device works on the next while the host waits."""
+    pending = collections.deque()
+    with _Progress(total) as progress:
+        for index, batch in batches:
+            pending.append((index, detect_fn(batch)))
+            if len(pending) > 1:
+                yield _fetch(*pending.popleft(), progress)
+        while pending:
+            yield _fetch(*pending.popleft(), progress)
+
+
+def _fetch(index, detections, progress):
+    fetched = jax.device_get({name: detections[name] for name in FIELDS})
+    progress.update(int((index >= 0).sum()) * jax.process_count())
+    return index, fetched
+
+
+def _exchange(index, found):
+    """All hosts' detections, on every host. Each has as many rows as the others, fillers included."""
+    index, found = multihost_utils.process_allgather((index, found))  # leading axis: host
+    return index.reshape(-1), {name: value.reshape(-1, *value.shape[2:]) for name, value in found.items()}
+
+
+def _by_row(index, found, total):
+    """Detections in the order of the data set, having checked that every image came exactly once."""
+    slots = np.flatnonzero(index >= 0)
+    _check_count(len(slots), total)
+    _check_count(len(np.unique(index[slots])), total)
+    rows = [None] * total
+    for slot in slots:
+        valid = found["valid"][slot]
+        rows[index[slot]] = {name: found[name][slot][valid] for name in FIELDS}
+    return rows
+
+
+def _check_count(count, total):
+    if count != total:
+        raise RuntimeError(f"{count} of {total} images were evaluated: the numbers would not be comparable")
+
+
+def _tell_all(metrics):
+    """Process 0's metrics, on every host."""
+    if jax.process_count() == 1:
+        return metrics
+    text = json.dumps(metrics).encode()
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    padded = np.frombuffer(text.ljust(length)[:length], np.uint8)
+    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes())
+
+
+def _write(folder, metrics, results, dataset, detections, config):
+    try:
+        (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+        (folder / "detections.json").write_text(json.dumps(results))
+        report.write(folder / "report.html", metrics, dataset, detections, config, shlex.join(sys.argv))
+    except OSError as error:
+        raise UserError(f"cannot write to the output folder {folder}: {error.strerror}") from error
+
+
+class _Progress:
+    """A bar on a terminal, else a line every half minute; on process 0 only."""
+
+    def __init__(self, total):
+        self.total, self.done, self.start = total, 0, time.monotonic()
+        self.quiet = jax.process_index() != 0
+        self.bar = tqdm(total=total, unit="image", desc="evaluate", disable=True if self.quiet else None)
+        self.last = self.start
+
+    def update(self, count):
+        self.done += count
+        self.bar.update(count)
+        now = time.monotonic()
+        if self.bar.disable and not self.quiet and now - self.last >= _LINE_EVERY:
+            self.last, rate = now, self.done / (now - self.start)
+            print(f"evaluate: {self.done} of {self.total} images, {rate:.1f} images/s, "
+                  f"{(self.total - self.done) / max(rate, 1e-9):.0f} s left", file=sys.stderr, flush=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.bar.close()
