@@ -35,7 +35,7 @@ class _Annotation(msgspec.Struct, gc=False):
     ignore: int | bool | None = 0
 
 
-class _File(msgspec.Struct):
+class File(msgspec.Struct):
     """What is read of the JSON. All the rest, above all segmentations, is skipped without building objects."""
 
     images: list[_Image]
@@ -62,7 +62,7 @@ class CocoDataset:
           UserError: a file, key, category or value is missing or impossible, or no usable image is left.
         """
         self._annotations, self._folder = pathlib.Path(annotations), pathlib.Path(folder)
-        file = decode_json(self._annotations, _File)
+        file = decode_json(self._annotations, File)
         if training and file.annotations is None:
             raise UserError(f"annotation file {annotations} has no 'annotations': nothing can be learned from it")
         self._check(file)

@@ -46,10 +46,7 @@ def decode(data, name, size=None):
     Without `size` an EXIF orientation is applied, as by OpenCV and by every viewer. With it the orientation is the
     one that agrees with `size`, since boxes are in those pixels; where both agree (a half turn, a square) EXIF counts.
     """
-    if not data:
-        raise UserError(f"image file {name} is empty")
-    if not _complete(data):
-        raise UserError(f"image file {name} is truncated: it ends before the image does")
+    check_complete(data, name)
     image = _decode(data, name, upright=True)
     if size is None or image.shape[:2] == tuple(size):
         return image
@@ -60,6 +57,14 @@ def decode(data, name, size=None):
         f"image file {name} has {image.shape[1]} x {image.shape[0]} pixels (width x height), but its annotation says "
         f"{size[1]} x {size[0]}: give the file that was annotated, or correct the annotation"
     )
+
+
+def check_complete(data, name):
+    """Raises UserError where the bytes are none, or a JPEG or PNG without its end; cheap, nothing is decoded."""
+    if not data:
+        raise UserError(f"image file {name} is empty")
+    if not _complete(data):
+        raise UserError(f"image file {name} is truncated: it ends before the image does")
 
 
 def resized_shape(height, width, scale):

@@ -1,0 +1,127 @@
+"""TFDS sets: `coco/2017` and any other with image, box and label features, read without TensorFlow."""
+import os
+import pathlib
+
+import msgspec
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+
+from htd_jax.data import images, tfds_index
+from htd_jax.data.coco import SMALLEST_SIDE, decode_json
+from htd_jax.data.records import Category, Record, coco_ground_truth
+from htd_jax.errors import UserError
+
+SPLITS = dict(train=("train",), val=("validation", "val", "valid", "test"))
+NARROWEST = 1 - 1e-3  # pixels; section 1's smallest box side, less what float32 shares of the image cost
+
+
+class _Id(msgspec.Struct, gc=False):
+    id: int
+
+
+class _Heading(msgspec.Struct):
+    """The ids that an annotation file speaks of."""
+
+    images: list[_Id]
+    categories: list[dict]
+
+
+class TfdsDataset:
+    """A split of a prepared TFDS set; see `htd_jax.data` for what a data set offers.
+
+    Filtered as CocoDataset is, except that the set's `area`, cut to whole pixels, removes no box.
+    """
+
+    def __init__(self, directory, split, training=False, annotations=None):
+        """Opens a set.
+
+        Args:
+          directory: the folder with its dataset_info.json.
+          split: its name in the set.
+          training: whether to leave out images of less than 32 pixels or without annotation.
+          annotations: the official JSON of the same images, for the ground truth of AP, or None.
+
+        Raises:
+          UserError: no such set or split, no usable features, damaged files.
+        """
+        self._directory, self._split = pathlib.Path(directory), split
+        self._builder = tfds.builder_from_directory(os.fspath(directory))
+        if split not in self._builder.info.splits:
+            raise UserError(f"TFDS set {directory} has no split {split!r}, only {', '.join(self._builder.info.splits)}")
+        self._fields = tfds_index.find_fields(self._builder.info.features, directory)
+        self._records = tfds_index.open_records(self._builder, split)
+        self._index = tfds_index.load_index(self._builder, split, self._fields, self._records)
+        self._annotations = annotations if annotations and self._agrees(annotations) else None
+        self.categories = self._categories()
+        self._rows = self._usable() if training else np.arange(len(self._records))
+        if not len(self._rows):
+            raise UserError(f"split {split} of TFDS set {directory} has no usable image")
+        logging.info("%s %s: using %d of %d images", directory, split, len(self._rows), len(self._records))
+
+    @classmethod
+    def from_config(cls, config, split):
+        """`config.data.tfds`; for AP with the JSON `config.data.val.annotations` where that is of the same images."""
+        directory = tfds_index.find_set(config.data.tfds.name, config.data.tfds.dir)
+        splits = tfds.builder_from_directory(os.fspath(directory)).info.splits
+        name = next((name for name in SPLITS[split] if name in splits), SPLITS[split][0])
+        annotations = config.data.val.annotations if split == "val" else None
+        return cls(directory, name, split == "train", annotations)
+
+    def __len__(self):
+        return len(self._rows)
+
+    def record(self, index):
+        """Record of row `index`."""
+        row, of = self._rows[index], self._index
+        height, width = of["sizes"][row].tolist()
+        mine = slice(of["starts"][row], of["starts"][row + 1])
+        boxes, labels, crowd = of["boxes"][mine], of["labels"][mine], of["crowd"][mine]
+        kept = (boxes[:, 2:] - boxes[:, :2] >= NARROWEST).all(1)
+        return Record(int(of["ids"][row]), str(of["names"][row]), height, width, boxes[kept], labels[kept], crowd[kept])
+
+    def image(self, index):
+        """uint8 [h, w, 3] RGB."""
+        row = int(self._rows[index])
+        data = tfds_index.parse(self._builder, self._fields, self._records[row])[self._fields.image]
+        name = f"{self._index['names'][row]} of TFDS set {self._directory}"
+        return images.decode(data, name, tuple(self._index["sizes"][row].tolist()))
+
+    def ground_truth(self):
+        """The official JSON where it was given, of the images of this split; otherwise made from the set."""
+        if self._annotations is None:
+            return coco_ground_truth(self)
+        ids, truth = set(self._index["ids"].tolist()), decode_json(self._annotations, dict)
+        truth["images"] = [image for image in truth["images"] if image["id"] in ids]
+        truth["annotations"] = [a for a in truth.get("annotations", []) if a["image_id"] in ids]
+        return truth
+
+    def _usable(self):
+        annotated = np.diff(self._index["starts"]) > 0
+        return np.flatnonzero(annotated & (self._index["sizes"].min(1, initial=2**31 - 1) >= SMALLEST_SIDE))
+
+    def _agrees(self, annotations):
+        """Whether an annotation file can serve: it exists and knows all images and as many categories."""
+        if not os.path.exists(annotations):
+            logging.warning("%s does not exist: AP is against boxes of the TFDS set, not the official ones", annotations)
+            return False
+        heading = decode_json(annotations, _Heading)
+        known = {image.id for image in heading.images}
+        if known.issuperset(self._index["ids"].tolist()) and len(heading.categories) == self._class_label.num_classes:
+            return True
+        logging.warning("%s is of other images or categories: AP is against the boxes of %s itself", annotations, self._directory)
+        return False
+
+    @property
+    def _class_label(self):
+        return self._builder.info.features[self._fields.objects].feature[self._fields.label]
+
+    def _categories(self):
+        """Original ids and names: of the JSON, else as `htd_jax.prepare` noted them, else numbered from 1."""
+        if self._annotations is not None:
+            listed = decode_json(self._annotations, _Heading).categories
+        else:
+            listed = (self._builder.info.metadata or {}).get("categories")
+        if listed:
+            return tuple(Category(int(c["id"]), str(c["name"])) for c in listed)
+        return tuple(Category(i + 1, name) for i, name in enumerate(self._class_label.names))

@@ -1,0 +1,200 @@
+"""TFDS sets on disk, without TensorFlow: where boxes are in them, their records by number, and an index of the small parts.
+
+Records are tf.Examples with encoded images. What batches are planned from (sizes, boxes) is inside them, so it is read
+once for all records and kept in an index file beside the set.
+"""
+import dataclasses
+import hashlib
+import io
+import os
+import pathlib
+import re
+import struct
+import tempfile
+import zipfile
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+from PIL import Image
+from tqdm import tqdm
+
+from htd_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Fields:
+    """Names of the features that detection needs; those that a set may lack are None."""
+
+    image: str
+    objects: str
+    box: str
+    label: str
+    box_format: str  # of TFDS's BBoxFormat, "REL_YXYX" for most
+    crowd: str | None
+    image_id: str | None
+    name: str | None
+
+
+def find_set(name, folder):
+    """Directory of the newest prepared version of the TFDS set `name` ("coco/2017") under the data dir `folder`."""
+    root = pathlib.Path(folder or tfds.core.constants.DATA_DIR).expanduser() / name
+    if (root / "dataset_info.json").is_file():  # name ends in the version
+        return root
+    versions = [path for path in root.glob("*") if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
+    versions = [path for path in versions if (path / "dataset_info.json").is_file()]
+    if not versions:
+        raise UserError(f"no prepared TFDS set in {root}: set data.tfds.name and data.tfds.dir, or make one from COCO "
+                        "files with python -m htd_jax.prepare --coco DIR --tfds DIR")
+    return max(versions, key=lambda path: tuple(map(int, path.name.split("."))))
+
+
+def find_fields(features, name):
+    """Finds the features of detection in a FeaturesDict by their types; `name` stands for the set in errors."""
+    groups = {key: f.feature for key, f in features.items() if isinstance(getattr(f, "feature", None), tfds.features.FeaturesDict)}
+    groups = {key: (_of(group, tfds.features.BBoxFeature), _of(group, tfds.features.ClassLabel)) for key, group in groups.items()}
+    groups = {key: found for key, found in groups.items() if all(found)}
+    image_keys = _of(features, tfds.features.Image)
+    if not image_keys or not groups:
+        raise UserError(f"TFDS set {name} cannot train a detector: it needs an image and a sequence with boxes and labels, "
+                        f"and has {', '.join(features)}")
+    objects = "objects" if "objects" in groups else next(iter(groups))
+    boxes, labels = groups[objects]
+    group = features[objects].feature
+    box_format = group[boxes[0]].bbox_format
+    if box_format is None:
+        raise UserError(f"TFDS set {name} does not say the format of its boxes ({objects}/{boxes[0]})")
+    return Fields(
+        image=_first(image_keys, "image"), objects=objects, box=_first(boxes, "bbox"), label=_first(labels, "label"),
+        box_format=box_format.value,
+        crowd=next((key for key in ("is_crowd", "iscrowd") if key in group), None),
+        image_id=next((key for key in ("image/id", "image_id", "id") if key in features and features[key].np_dtype in (np.int64, np.int32)), None),
+        name=next((key for key in ("image/filename", "filename", "file_name") if key in features), None),
+    )
+
+
+def open_records(builder, split):
+    """The serialised examples of a split, by number: ArrayRecord through TFDS, or TFRecord."""
+    info = builder.info.splits[split]
+    if builder.info.file_format == tfds.core.FileFormat.TFRECORD:
+        return TfRecords(info.filepaths, info.num_examples)
+    raw = tfds.decode.DeserializeMethod.RAW_BYTES
+    return builder.as_data_source(split, deserialize_method=raw)
+
+
+class TfRecords:
+    """Random access to TFRecord files: a record is its length (8 bytes), 4 of checksum, the data, 4 of checksum."""
+
+    def __init__(self, paths, count):
+        self._files = [open(os.fspath(path), "rb") for path in paths]
+        self._places = [place for file in self._files for place in self._scan(file)]
+        if len(self._places) != count:
+            raise UserError(f"TFRecord files {paths[0]} ... hold {len(self._places)} records, not {count}: prepare the set again")
+
+    def __len__(self):
+        return len(self._places)
+
+    def __getitem__(self, index):
+        file, start, length = self._places[index]
+        return os.pread(file.fileno(), length, start)  # unlike seek and read, safe among threads
+
+    @staticmethod
+    def _scan(file):
+        end, at = os.fstat(file.fileno()).st_size, 0
+        while at < end:
+            header = os.pread(file.fileno(), 8, at)
+            length = struct.unpack("<Q", header)[0] if len(header) == 8 else end
+            if at + 16 + length > end:
+                raise UserError(f"TFRecord file {file.name} is truncated: prepare the set again")
+            yield file, at + 12, length
+            at += 16 + length
+
+
+def parse(builder, fields, record):
+    """Example of one record as numpy, its image still encoded (bytes)."""
+    return builder.info.features.deserialize_example_np(record, decoders={fields.image: tfds.decode.SkipDecoding()})
+
+
+def load_index(builder, split, fields, records):
+    """Reads the index of a split, or makes it and keeps it beside the set (in the user's cache if that is read-only).
+
+    Returns:
+      Dict: ids int64 [n], names [n], sizes int32 [n, 2] (height, width), starts int64 [n + 1] into the rows of
+      boxes float32 [m, 4] (x1 y1 x2 y2 pixels), labels int32 [m], crowd bool [m].
+    """
+    info, directory = builder.info.splits[split], pathlib.Path(builder.data_dir)
+    state = f"1 {info.num_examples} {info.num_bytes} {list(info.shard_lengths)}"
+    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "htd_jax" / "tfds"
+    key = hashlib.sha256(os.fspath(directory.resolve()).encode()).hexdigest()[:16]
+    places = (directory / f"detection_index-{split}.npz", cache / f"{key}-{split}.npz")
+    for place in places:
+        index = _read_index(place, state)
+        if index is not None:
+            return index
+    index = _make_index(builder, split, fields, records)
+    for place in places:
+        try:
+            _write_index(place, {**index, "state": state})
+            break
+        except OSError as error:
+            logging.warning("index of %s cannot be kept in %s: %s", directory, place.parent, error.strerror)
+    return index
+
+
+def _read_index(path, state):
+    try:
+        with np.load(path) as index:
+            return {key: index[key] for key in index.files if key != "state"} if str(index["state"]) == state else None
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
+        return None  # absent or damaged: made anew
+
+
+def _write_index(path, index):
+    """Through a temporary file, since other processes may be writing or reading the same one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+        np.savez(file, **index)
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
+
+
+def _make_index(builder, split, fields, records):
+    ids, names, sizes, boxes, labels, crowd = [], [], [], [], [], []
+    for row in tqdm(range(len(records)), desc=f"indexing {builder.name} {split}", unit=" images", disable=None):
+        example = parse(builder, fields, records[row])
+        objects = example[fields.objects]
+        name = example[fields.name].decode() if fields.name else f"{split}[{row}]"
+        try:
+            width, height = Image.open(io.BytesIO(example[fields.image])).size
+        except Exception:
+            raise UserError(f"image {name} of TFDS set {builder.data_dir} is not an image") from None
+        label = np.asarray(objects[fields.label], np.int32).reshape(-1)
+        ids.append(int(example[fields.image_id]) if fields.image_id else row + 1)
+        names.append(name)
+        sizes.append((height, width))
+        boxes.append(_to_pixels(np.asarray(objects[fields.box], np.float64).reshape(-1, 4), fields.box_format, height, width))
+        labels.append(label)
+        crowd.append(np.asarray(objects[fields.crowd], bool).reshape(-1) if fields.crowd else np.zeros(len(label), bool))
+    return dict(
+        ids=np.array(ids, np.int64), names=np.array(names, str), sizes=np.array(sizes, np.int32).reshape(-1, 2),
+        starts=np.cumsum([0, *map(len, labels)]),
+        boxes=np.concatenate(boxes or [np.zeros((0, 4))]).astype(np.float32),
+        labels=np.concatenate(labels or [np.zeros(0, np.int32)]), crowd=np.concatenate(crowd or [np.zeros(0, bool)]),
+    )
+
+
+def _to_pixels(boxes, box_format, height, width):
+    """float64 [n, 4] in a TFDS format -> x1 y1 x2 y2 in pixels."""
+    if box_format.endswith("YXYX"):
+        boxes = boxes[:, [1, 0, 3, 2]]
+    if box_format.endswith("XYWH"):
+        boxes = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
+    return boxes * [width, height, width, height] if box_format.startswith("REL") else boxes
+
+
+def _of(features, kind):
+    return [key for key, feature in features.items() if isinstance(feature, kind)]
+
+
+def _first(keys, preferred):
+    return preferred if preferred in keys else keys[0]

@@ -1,0 +1,211 @@
+"""COCO on disk -> a TFDS ArrayRecord set compatible with `coco/2017`, without TensorFlow. Resumable: start it again.
+
+Example:
+  python -m htd_jax.prepare --coco data/coco --tfds ~/tensorflow_datasets
+
+reads data/coco/annotations/instances_{train,val}2017.json and image_info_test{,-dev}2017.json beside the folders
+{train,val,test}2017, whichever are there, and writes coco/2017/1.1.0 under the TFDS data dir.
+"""
+import argparse
+import hashlib
+import io
+import json
+import os
+import pathlib
+import sys
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image, ImageOps
+from tensorflow_datasets.core import dataset_info, example_serializer, file_adapters, naming
+from tensorflow_datasets.core import splits as splits_lib
+from tqdm import tqdm
+
+from htd_jax.data import coco, images
+from htd_jax.data.tfds import TfdsDataset
+from htd_jax.errors import UserError
+
+# Split of the set -> annotation file, image folder.
+SPLITS = {
+    "train": ("instances_train2017.json", "train2017"),
+    "validation": ("instances_val2017.json", "val2017"),
+    "test": ("image_info_test2017.json", "test2017"),
+    "test_dev": ("image_info_test-dev2017.json", "test2017"),
+}
+VERSION = "1.1.0"  # of the stock builder whose features these are
+SHARD_BYTES = 256 * 2**20
+
+
+def prepare(source, data_dir, shard_bytes=SHARD_BYTES):
+    """Writes the set; shards that an earlier, interrupted run completed are kept.
+
+    Args:
+      source: folder with `annotations` and the image folders.
+      data_dir: TFDS data dir.
+      shard_bytes: size of image files that share a shard.
+
+    Returns:
+      The set's directory.
+
+    Raises:
+      UserError: bad annotations or images, or the directory holds a set of other annotations.
+    """
+    source, directory = pathlib.Path(source), pathlib.Path(data_dir).expanduser() / "coco" / "2017" / VERSION
+    found = {split: (source / "annotations" / file, source / folder)
+             for split, (file, folder) in SPLITS.items() if (source / "annotations" / file).exists()}
+    if not found:
+        raise UserError(f"{source / 'annotations'} has none of {', '.join(file for file, _ in SPLITS.values())}")
+    directory.mkdir(parents=True, exist_ok=True)
+    infos, categories = [], None
+    for split, (annotations, folder) in found.items():
+        data = coco.CocoDataset(annotations, folder)  # checks everything but the pixels
+        if categories not in (None, data.categories):
+            raise UserError(f"annotation file {annotations} has other categories than the one before it")
+        categories = data.categories
+        infos.append(_write_split(directory, split, annotations, folder, categories, shard_bytes))
+    _write_metadata(directory, infos, categories)
+    for split in found:
+        TfdsDataset(directory, split)  # reads every record once and leaves the index
+    return directory
+
+
+def _write_split(directory, split, annotations, folder, categories, shard_bytes):
+    """Writes the missing shards of a split; returns its SplitInfo."""
+    file = coco.decode_json(annotations, coco.File)
+    by_image = {}
+    for annotation in file.annotations or []:
+        by_image.setdefault(annotation.image_id, []).append(annotation)
+    shards = _shards(file.images, folder, shard_bytes)
+    _check_same_source(directory / f"prepare-{split}.json", annotations, [len(shard) for shard in shards])
+    template = naming.ShardedFileTemplate(data_dir=directory, dataset_name="coco", split=split, filetype_suffix="array_record")
+    features = _features(categories)
+    serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
+    label_of = {category.id: label for label, category in enumerate(categories)}
+    with tqdm(total=len(file.images), desc=f"writing {split}", unit=" images", disable=None) as progress:
+        for number, shard in enumerate(shards):
+            path = pathlib.Path(template.sharded_filepath(shard_index=number, num_shards=len(shards)))
+            if not path.exists():
+                examples = (_example(image, by_image.get(image.id, []), folder, label_of) for image in shard)
+                _write_shard(path, (serializer.serialize_example(features.encode_example(e)) for e in examples), progress)
+            else:
+                progress.update(len(shard))
+    sizes = sum(p.stat().st_size for p in map(pathlib.Path, template.sharded_filepaths(len(shards))))
+    return splits_lib.SplitInfo(name=split, shard_lengths=[len(shard) for shard in shards], num_bytes=sizes, filename_template=template)
+
+
+def _shards(listed, folder, shard_bytes):
+    """Images in the order of the file, in runs of equal length that hold about `shard_bytes` each."""
+    total = sum((folder / image.file_name).stat().st_size for image in listed)
+    count = min(len(listed), max(1, -(-total // shard_bytes)))
+    ends = np.linspace(0, len(listed), count + 1).astype(int)
+    return [listed[a:b] for a, b in zip(ends[:-1], ends[1:])]
+
+
+def _check_same_source(path, annotations, shard_lengths):
+    """Shards of one set must be of one source: notes it, or compares it with the note of an earlier run."""
+    digest = hashlib.sha256(pathlib.Path(annotations).read_bytes()).hexdigest()
+    note = dict(annotations_sha256=digest, shard_lengths=shard_lengths)
+    if not path.exists():
+        path.write_text(json.dumps(note))
+    elif json.loads(path.read_text()) != note:
+        raise UserError(f"{path.parent} was begun with other annotations or images than {annotations}: remove it, or give another --tfds")
+
+
+def _write_shard(path, records, progress):
+    """Under another name until it is whole, so that an interrupted one is never taken for a shard."""
+    partial = path.with_name(f"partial.{path.name}")
+
+    def counted():
+        for number, record in enumerate(records):
+            yield number, record
+            progress.update()
+
+    file_adapters.ArrayRecordFileAdapter.write_examples(partial, counted())
+    os.replace(partial, path)
+
+
+def _example(image, annotations, folder, label_of):
+    """One example of the stock features. What training ignores (`ignore`) becomes a crowd, which has the same effect."""
+    return {
+        "image": io.BytesIO(_encoded(folder / image.file_name, (image.height, image.width))),
+        "image/filename": image.file_name,
+        "image/id": image.id,
+        "objects": [
+            {
+                "id": a.id or 0,
+                "area": int(a.bbox[2] * a.bbox[3] if a.area is None else a.area),
+                "bbox": _normalised(a.bbox, image),
+                "label": label_of[a.category_id],
+                "is_crowd": bool(a.iscrowd or a.ignore),
+            }
+            for a in annotations
+        ],
+    }
+
+
+def _normalised(bbox, image):
+    """x, y, w, h in pixels -> TFDS's shares of the image, clipped to it."""
+    x, y, w, h = bbox
+    x1, x2 = np.clip([x, max(x, x + w)], 0, image.width) / image.width
+    y1, y2 = np.clip([y, max(y, y + h)], 0, image.height) / image.height
+    return tfds.features.BBox(ymin=float(y1), xmin=float(x1), ymax=float(y2), xmax=float(x2))
+
+
+def _encoded(path, size):
+    """The file's bytes; encoded anew only if pixels are stored turned from how they were annotated (readers ignore EXIF)."""
+    data = path.read_bytes()
+    images.check_complete(data, path)
+    try:
+        stored = Image.open(io.BytesIO(data))
+    except Image.UnidentifiedImageError:
+        raise UserError(f"image file {path} is not an image") from None
+    if stored.size == (size[1], size[0]):
+        return data
+    images.decode(data, path, size)  # the error that names both sizes
+    buffer = io.BytesIO()
+    ImageOps.exif_transpose(stored).convert("RGB").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _features(categories):
+    names = [category.name for category in categories]
+    unique = len(set(names)) == len(names) and all(name.strip() for name in names)
+    label = tfds.features.ClassLabel(names=names) if unique else tfds.features.ClassLabel(num_classes=len(names))
+    return tfds.features.FeaturesDict({
+        "image": tfds.features.Image(encoding_format="jpeg"),
+        "image/filename": tfds.features.Text(),
+        "image/id": np.int64,
+        "objects": tfds.features.Sequence({
+            "id": np.int64, "area": np.int64, "bbox": tfds.features.BBoxFeature(), "label": label, "is_crowd": np.bool_,
+        }),
+    })
+
+
+def _write_metadata(directory, infos, categories):
+    identity = dataset_info.DatasetIdentity(
+        name="coco", config_name="2017", version=VERSION, data_dir=os.fspath(directory), module_name="")
+    info = dataset_info.DatasetInfo(
+        builder=identity, features=_features(categories), homepage="https://cocodataset.org",
+        description="COCO 2017 detection, from the official files.",
+        metadata=tfds.core.MetadataDict(categories=[category._asdict() for category in categories]),
+    )
+    info.set_file_format(tfds.core.FileFormat.ARRAY_RECORD)
+    info.set_splits(splits_lib.SplitDict(infos))
+    info.write_to_directory(directory)
+
+
+def main(arguments=None):
+    """The command; bad input is one line on stderr and status 2."""
+    parser = argparse.ArgumentParser("python -m htd_jax.prepare", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--coco", required=True, help="folder of COCO: annotations/ beside train2017/, val2017/, test2017/")
+    parser.add_argument("--tfds", required=True, help="TFDS data dir, to write coco/2017 into")
+    given = parser.parse_args(arguments)
+    try:
+        print(f"prepared {prepare(given.coco, given.tfds)}")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
