@@ -1,0 +1,179 @@
+"""Checks this machine and, with --config, a configuration and its data: one line each, ok, warn or fail with what to do.
+
+Examples:
+  python -m htd_jax.doctor
+  python -m htd_jax.doctor --config configs/htd_r50.py --config.data.val.images=/data/coco/val2017
+
+The exit status is 1 where a line says fail.
+"""
+import importlib.metadata
+import importlib.util
+import os
+import pathlib
+import platform
+import re
+import shutil
+import sys
+
+from absl import flags
+from packaging.requirements import InvalidRequirement, Requirement
+
+from htd_jax import cli, tools
+from htd_jax.errors import UserError
+
+OK, WARN, FAIL = "ok", "warn", "fail"
+
+_REQUIREMENTS = pathlib.Path(__file__).resolve().parents[1] / "requirements.txt"
+_PYTHON = (3, 11), (3, 14)  # from, to but without
+_OPTIONAL = {"torch": "to read .pth files: pip install torch --index-url https://download.pytorch.org/whl/cpu",
+             "tensorflow_datasets": "for data.source='tfds' and htd_jax.prepare: pip install tensorflow-datasets",
+             "huggingface_hub": "for init_from='hf:...': pip install huggingface_hub"}
+_GIB = 2**30
+_HOST_GIB, _DEVICE_GIB = 8, 8  # of memory, below which HTD-R50 at full size is likely not to train
+
+
+def main(arguments):
+    """The command line: prints the lines; ends with 1 where one says fail."""
+    if arguments:
+        raise UserError(f"unexpected argument {arguments[0]!r}")
+    results = list(check(flags.FLAGS.config))
+    sys.exit(any(state == FAIL for state, _, _ in results))
+
+
+def check(config=None, show=print):
+    """Yields (state, what, remark) of every check, in order, and shows it as a line.
+
+    Args:
+        config: ConfigDict whose data are looked at too, or None.
+        show: called with each line.
+    """
+    checks = [python, requirements, optional, devices, memory]
+    checks += [lambda: data(config, "train"), lambda: data(config, "val"), lambda: start(config)] if config else []
+    for one in checks:
+        for state, what, remark in one():
+            show(f"{state:<5} {what:<24} {remark}")
+            yield state, what, remark
+
+
+def python():
+    """The interpreter."""
+    fits = _PYTHON[0] <= sys.version_info[:2] < _PYTHON[1]
+    remark = "" if fits else "; tested with 3.11, 3.12 and 3.13: use one of them"
+    yield OK if fits else WARN, "python", platform.python_version() + remark
+
+
+def requirements(path=_REQUIREMENTS):
+    """The packages of requirements.txt, and whether their versions are among the tested ones."""
+    if not path.is_file():
+        yield WARN, "requirements.txt", f"is not at {path}; versions cannot be compared"
+        return
+    for line in path.read_text().splitlines():
+        if wanted := _requirement(line):
+            yield _installed(wanted)
+
+
+def _requirement(line):
+    """Returns a line's Requirement where it has one that applies to this Python, else None."""
+    try:
+        wanted = Requirement(re.sub(r"(^|\s)#.*", "", line).strip())
+    except InvalidRequirement:
+        return None  # empty, a comment or an option of pip
+    return wanted if wanted.marker is None or wanted.marker.evaluate() else None
+
+
+def _installed(wanted):
+    try:
+        version = importlib.metadata.version(wanted.name)
+    except importlib.metadata.PackageNotFoundError:
+        return FAIL, wanted.name, "is not installed: pip install -r requirements.txt"
+    if wanted.specifier.contains(version, prereleases=True):
+        return OK, wanted.name, version
+    return WARN, wanted.name, f"{version}; tested with {wanted.specifier}: pip install -r requirements.txt"
+
+
+def optional():
+    """Packages that only some uses need."""
+    for name, use in _OPTIONAL.items():
+        found = importlib.util.find_spec(name) is not None
+        yield (OK, name, importlib.metadata.version(name)) if found else (OK, name, f"not installed; needed only {use}")
+
+
+def devices():
+    """The devices that JAX finds, that one of them computes, and whether one is overlooked."""
+    try:
+        import jax
+        import jax.numpy as jnp
+        found = jax.devices()
+        right = float(jnp.ones((8, 8)).sum()) == 64
+    except Exception as error:  # a plugin may raise anything
+        yield FAIL, "devices", f"JAX finds none: {type(error).__name__} {str(error).splitlines()[0] if str(error) else ''}"
+        return
+    kind = found[0].device_kind
+    named = f"{len(found)} x {kind} ({found[0].platform})"
+    yield (OK, "devices", named) if right else (FAIL, "devices", f"{named}; the sum of 64 ones is not 64")
+    if found[0].platform == "cpu" and shutil.which("nvidia-smi"):
+        yield WARN, "accelerator", ("an NVIDIA GPU is here, but JAX does not use it; install its CUDA build: "
+                                    "https://docs.jax.dev/en/latest/installation.html")
+    elif found[0].platform == "cpu":
+        yield WARN, "accelerator", "none; on a CPU only the demo and small images are practical"
+
+
+def memory():
+    """Memory of the host and of the first device, and room on the disk."""
+    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB
+    yield _at_least(host, _HOST_GIB, "host memory", "HTD-R50 at full size may need more")
+    try:
+        import jax
+        stats = jax.devices()[0].memory_stats() or {}
+    except Exception:
+        stats = {}  # `devices` has said it
+    if "bytes_limit" in stats:
+        yield _at_least(stats["bytes_limit"] / _GIB, _DEVICE_GIB, "device memory",
+                        "use a smaller config.data.scale, config.accumulate, or config.remat=True")
+    free = shutil.disk_usage(".").free / _GIB
+    yield _at_least(free, 5, "free disk space here", "a workdir of HTD-R50 takes about 3 GiB")
+
+
+def _at_least(value, limit, what, otherwise):
+    return (OK, what, f"{value:.1f} GiB") if value >= limit else (WARN, what, f"{value:.1f} GiB; {otherwise}")
+
+
+def data(config, split):
+    """One split of a configuration's data: that it opens, its classes, and three images."""
+    from htd_jax.data import open_dataset
+    what = f"data, {split}"
+    try:
+        dataset = open_dataset(config, split)
+        yield OK, what, f"{len(dataset)} images, {len(dataset.categories)} classes"
+        for i in sorted({0, len(dataset) // 2, len(dataset) - 1}):
+            dataset.image(i)
+    except UserError as error:
+        yield FAIL, what, str(error)
+        return
+    except ImportError as error:
+        yield FAIL, what, f"{error}: pip install -r requirements.txt"
+        return
+    yield OK, f"images, {split}", "the first, the middle and the last can be read"
+    classes = config.model.num_classes
+    if classes not in (None, len(dataset.categories)):
+        yield FAIL, f"classes, {split}", (f"config.model.num_classes is {classes}, but the annotations have "
+                                          f"{len(dataset.categories)}; leave it unset to take theirs")
+
+
+def start(config):
+    """That the weights to start from are there, without reading or downloading them."""
+    source = config.init_from
+    if not source:
+        remark = "is not set: training starts from random weights"
+        yield (OK if config.model.norm == "gn" else WARN), "init_from", remark
+    elif source.startswith("hf:"):
+        yield OK, "init_from", f"{source} is downloaded when training starts"
+    elif pathlib.Path(source).exists():
+        yield OK, "init_from", source
+    else:
+        yield FAIL, "init_from", f"{source}: no such file or folder"
+
+
+if __name__ == "__main__":
+    cli.define_config()
+    tools.run(main, __doc__)
