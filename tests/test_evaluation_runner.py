@@ -102,6 +102,14 @@ def test_images_without_any_detection_are_scored():
     assert (metrics["AP"], metrics["AR100"], metrics["images"]) == (0, 0, 11)
 
 
+def test_detections_of_classes_that_the_data_does_not_have_are_left_out_aloud(caplog):
+    def more(batch):
+        found = oracle(batch)
+        return {**found, "valid": jnp.ones_like(found["valid"]), "labels": found["labels"].at[:, 1].set(2)}
+    assert {len(found["scores"]) for found in runner.collect(more, Scenes(), settings())} == {1}
+    assert "11 detections are of classes" in caplog.text
+
+
 def test_files_say_what_was_returned_and_score_the_same_again(tmp_path):
     folder = tmp_path / "new" / "folder"
     metrics = runner.evaluate(oracle, Scenes(), settings(), folder)

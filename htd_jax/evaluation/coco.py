@@ -72,6 +72,14 @@ def score(ground_truth, results):
             "per_class": _per_class(evaluation, ground_truth["categories"], categories), "images": len(images)}
 
 
+def table(metrics):
+    """The 12 numbers as lines to print."""
+    lines = [f"{name:>6} {metrics[name]:.4f}" if metrics[name] > -1 else f"{name:>6}      -" for name in METRICS]
+    if all(metrics[name] == -1 for name in METRICS):
+        lines = ["no ground truth: there is nothing to score"]
+    return "\n".join([*lines, f"images {metrics['images']}"])
+
+
 def _ranks(ids):
     """Original id -> 0, 1, ... in ascending order, the COCO API's own, which decides among equal scores."""
     unique = set(ids)

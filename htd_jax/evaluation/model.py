@@ -1,9 +1,13 @@
-"""A detector out of a checkpoint, compiled for use: `restore`, then `make_detect_fn`."""
+"""A detector out of a checkpoint, compiled for use: `restore`, then `make_detect_fn`; and what its labels mean."""
+import pathlib
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
+from htd_jax.data import coco_classes
+from htd_jax.errors import UserError
 from htd_jax.models.detection import detect
 from htd_jax.models.htd import build
 from htd_jax.weights import loading
@@ -48,11 +52,29 @@ def make_detect_fn(graphdef, state, config, mesh=None):
     everywhere = NamedSharding(mesh.local_mesh, PartitionSpec())
     rows = NamedSharding(mesh.local_mesh, PartitionSpec(mesh.axis_names))
     compiled = jax.jit(run, in_shardings=(everywhere, rows), out_shardings=rows)
-    state = local_copy(state, mesh)
+    state = jax.device_put(state, everywhere)
     return lambda batch: compiled(state, jax.device_put(batch, rows))
 
 
-def local_copy(tree, mesh):
-    """Arrays that are the same on all devices of all hosts -> a copy on each device of this host."""
-    local = jax.tree.map(lambda x: x.addressable_data(0) if isinstance(x, jax.Array) else x, tree)
-    return jax.device_put(local, NamedSharding(mesh.local_mesh, PartitionSpec()))
+def categories(source, num_classes):
+    """((id, name), ...) in the order of the labels: as the training run noted them, else COCO's or made-up names."""
+    if not pathlib.Path(source).is_dir():
+        return coco_classes.categories(num_classes)
+    from htd_jax.training import checkpoints  # Orbax takes seconds to import, and a file of weights needs none
+    return tuple(checkpoints.load_categories(source))
+
+
+def check_classes(wanted, config, source):
+    """Raises UserError where a checkpoint's labels stand for other classes than the categories of a data set."""
+    names = [name for _, name in wanted]
+    if not pathlib.Path(source).is_dir():
+        if config.model.num_classes != len(names):
+            raise UserError(f"{source} has {config.model.num_classes} classes, but the annotations list {len(names)}")
+        return
+    trained = [name for _, name in categories(source, config.model.num_classes)]
+    if trained != names:
+        raise UserError(f"{source} was trained on {_listed(trained)}, but the annotations list {_listed(names)}")
+
+
+def _listed(names):
+    return f"{len(names)} classes ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"

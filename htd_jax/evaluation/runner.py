@@ -4,6 +4,7 @@ Each host detects its own part of every batch on its own devices; only finished 
 """
 import collections
 import json
+import logging
 import pathlib
 import shlex
 import sys
@@ -18,6 +19,7 @@ from htd_jax.errors import UserError
 from htd_jax.evaluation import coco, report, views
 
 FIELDS = ("boxes", "scores", "labels", "valid")
+log = logging.getLogger(__name__)
 _LINE_EVERY = 30  # seconds between lines of progress where there is no terminal
 
 
@@ -68,7 +70,18 @@ def collect(detect_fn, dataset, config, local_devices=1):
     found = {name: np.concatenate([detections[name] for _, detections in done]) for name in FIELDS}
     if hosts > 1:
         index, found = _exchange(index, found)
+    found["valid"] = found["valid"] & _known(found, len(dataset.categories))
     return _by_row(index, found, len(dataset))
+
+
+def _known(found, classes):
+    """Mask of labels that the data set has; a model may have been given more classes than there are."""
+    known = found["labels"] < classes
+    dropped = int((found["valid"] & ~known).sum())
+    if dropped:
+        log.warning("%d detections are of classes that the data set does not have (it has %d); they are left out",
+                    dropped, classes)
+    return known
 
 
 def make_folder(path):

@@ -1,0 +1,50 @@
+"""Scores a checkpoint on the validation images by the COCO API.
+
+Example:
+  python eval.py --config configs/htd_r50.py --checkpoint runs/r50 --output runs/r50/eval
+  python eval.py --config configs/htd_r50.py --checkpoint htd_r50.safetensors --config.test.batch_size=8
+
+The output folder gets metrics.json, detections.json (COCO results, ready for the test-dev server) and report.html.
+"""
+from absl import flags
+
+from htd_jax import cli
+from htd_jax.errors import UserError
+
+_CONFIG = cli.define_config()
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A workdir, one saved step, or a .safetensors or .pth file.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder for metrics.json, detections.json and report.html.")
+
+
+def main(arguments):
+    if arguments:
+        raise UserError(f"unexpected argument {arguments[0]!r}; keys are set as --config.KEY=VALUE")
+    if not _CHECKPOINT.value:
+        raise UserError("--checkpoint is missing; for example --checkpoint runs/r50")
+    import jax  # after the command line is known to be good: the imports take seconds
+    from htd_jax import data
+    from htd_jax.evaluation import coco, model, runner
+    from htd_jax.training import mesh as mesh_lib
+
+    # ---- what can be wrong with the data is found before a device is touched
+    config = _CONFIG.value
+    dataset = data.open_dataset(config, "val")
+    if _OUTPUT.value:
+        runner.make_folder(_OUTPUT.value)
+
+    # ---- devices and model
+    if config.distributed:
+        mesh_lib.start_processes()
+    mesh = mesh_lib.make_mesh()
+    graphdef, state = model.restore(config, _CHECKPOINT.value)
+    model.check_classes(dataset.categories, config, _CHECKPOINT.value)
+    detect_fn = model.make_detect_fn(graphdef, state, config, mesh)
+
+    # ---- every image, then the score
+    metrics = runner.evaluate(detect_fn, dataset, config, _OUTPUT.value, mesh)
+    if jax.process_index() == 0:
+        print(coco.table(metrics))
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)

@@ -1,0 +1,147 @@
+"""What a user hands over to be looked at, as a data set: paths, folders, arrays, PIL images."""
+import os
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from htd_jax.data import images
+from htd_jax.errors import UserError
+
+_TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+_EXIF_ORIENTATION = 0x0112
+
+
+class Size(NamedTuple):
+    """All that the pipeline wants to know of a picture beforehand, in pixels."""
+
+    height: int
+    width: int
+
+
+class Pictures:
+    """Images from wherever they are, decoded when asked for.
+
+    Attributes:
+      single: whether one image was given, not a folder or list.
+      names: of each, for messages: its path, or "array 3".
+      errors: index -> UserError, of those that cannot be used. Headers are read at once; what is damaged
+        further inside is added by `image`.
+    """
+
+    def __init__(self, x):
+        """`x`: an image, a folder, or a list of images and folders; an image is a path, a PIL image, or an array
+        uint8 [H, W, 3] RGB or [H, W]. UserError where it is something else, or a folder without images."""
+        self.single = not isinstance(x, (list, tuple)) and not _is_folder(x)
+        self._items = [item for part in (x if isinstance(x, (list, tuple)) else [x]) for item in _expanded(part)]
+        self.names = [_name(item, i) for i, item in enumerate(self._items)]
+        self.errors, self._sizes = {}, {}
+        for i, item in enumerate(self._items):
+            try:
+                self._sizes[i] = _size(item, self.names[i])
+            except UserError as error:
+                self.errors[i] = error
+
+    def __len__(self):
+        return len(self._items)
+
+    def image(self, i):
+        """uint8 [H, W, 3] RGB; raises UserError where picture i cannot be read."""
+        item, size = self._items[i], self._sizes.get(i)
+        if i in self.errors:
+            raise self.errors[i]
+        try:
+            array = images.read(item) if isinstance(item, pathlib.Path) else _rgb(item)
+            if array.shape[:2] != size:
+                raise UserError(f"image file {item} is damaged: its header says {size.width} x {size.height} pixels, but "
+                                f"it has {array.shape[1]} x {array.shape[0]}")
+        except UserError as error:
+            self.errors[i] = error
+            raise
+        return array
+
+    def readable(self):
+        """The pictures without error, as the pipeline reads a data set."""
+        return Readable(self, sorted(self._sizes))
+
+    def size(self, i):
+        """`Size` of picture i."""
+        return self._sizes[i]
+
+
+class Readable:
+    """Some of the pictures. One that turns out damaged becomes a black image, so that the others go on."""
+
+    def __init__(self, pictures, rows):
+        self._pictures, self.rows = pictures, rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def record(self, i):
+        """What of a Record the pipeline needs."""
+        return self._pictures.size(self.rows[i])
+
+    def image(self, i):
+        """uint8 [H, W, 3] RGB."""
+        try:
+            return self._pictures.image(self.rows[i])
+        except UserError:
+            return np.zeros((*self.record(i), 3), np.uint8)
+
+
+def _is_folder(x):
+    return isinstance(x, (str, os.PathLike)) and os.path.isdir(x)
+
+
+def _expanded(item):
+    """A folder's images by name; anything else as it is, paths as pathlib.Path."""
+    if not isinstance(item, (str, os.PathLike)):
+        return [item]
+    if not _is_folder(item):
+        return [pathlib.Path(item)]
+    found = sorted(p for p in pathlib.Path(item).iterdir() if p.suffix.lower() in images.EXTENSIONS and p.is_file())
+    if not found:
+        raise UserError(f"folder {item} has no image; looked for {', '.join(images.EXTENSIONS)}")
+    return found
+
+
+def _name(item, i):
+    return str(item) if isinstance(item, pathlib.Path) else f"{'PIL image' if _is_pil(item) else 'array'} {i}"
+
+
+def _is_pil(item):
+    return isinstance(item, Image.Image)
+
+
+def _size(item, name):
+    if isinstance(item, pathlib.Path):
+        return _file_size(item)
+    if _is_pil(item):
+        return Size(item.height, item.width)
+    if not hasattr(item, "dtype"):
+        raise UserError(f"cannot detect in a {type(item).__name__}: give a path, a PIL image, an array uint8 "
+                        "[H, W, 3] RGB or [H, W], or a list of them")
+    fits = len(item.shape) == 2 or (len(item.shape) == 3 and item.shape[2] == 3)
+    if item.dtype != np.uint8 or not fits or 0 in item.shape:
+        raise UserError(f"{name} is {item.dtype} {list(item.shape)}; give uint8 [H, W, 3] RGB or [H, W] grey")
+    return Size(*map(int, item.shape[:2]))
+
+
+def _file_size(path):
+    """From the header, as it is after the EXIF orientation; from the pixels where Pillow does not know the format."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(_EXIF_ORIENTATION) in _TURNED
+    except Exception:  # not found, no image, damaged: decoding says which
+        return Size(*images.read(path).shape[:2])
+    return Size(width, height) if turned else Size(height, width)
+
+
+def _rgb(item):
+    if _is_pil(item):
+        return np.asarray(item.convert("RGB"))
+    array = np.asarray(item)
+    return array if array.ndim == 3 else np.repeat(array[..., None], 3, axis=2)

@@ -1,0 +1,65 @@
+"""The folder that predict.py leaves: each image with its detections drawn on it, and detections.json."""
+import collections
+import dataclasses
+import json
+import pathlib
+
+from htd_jax.errors import UserError
+from htd_jax.evaluation import drawing, runner
+
+
+class Gallery:
+    """Writes pictures as they come, and all detections at the end (`close`). Does nothing without a folder."""
+
+    def __init__(self, folder, pictures):
+        """`folder`: created where missing, None for none; `pictures`: a `data.pictures.Pictures`."""
+        self._folder = folder and runner.make_folder(folder)
+        self._pictures, self._found = pictures, {}
+        self._files = _file_names(pictures.names)
+
+    def add(self, i, detections):
+        """Draws picture i with its list of `Detection`."""
+        if not self._folder:
+            return
+        self._found[i] = detections
+        labels, names = [d.label_id for d in detections], {d.label_id: d.label for d in detections}
+        drawn = drawing.draw(self._pictures.image(i), [d.box for d in detections], labels,
+                             [d.score for d in detections], names)
+        self._guarded(drawn.save, self._folder / self._files[i], quality=92)
+
+    def close(self):
+        """Writes detections.json: a list of `image`, `drawn`, `width`, `height` and `detections`, in the order given."""
+        if not self._folder:
+            return
+        rows = [{"image": self._pictures.names[i], "drawn": self._files[i], **self._pictures.size(i)._asdict(),
+                 "detections": [_rounded(d) for d in self._found[i]]} for i in sorted(self._found)]
+        self._guarded((self._folder / "detections.json").write_text, json.dumps(rows, indent=1) + "\n")
+
+    def _guarded(self, write, *args, **kwargs):
+        try:
+            write(*args, **kwargs)
+        except OSError as error:
+            raise UserError(f"cannot write to the output folder {self._folder}: {error.strerror}") from error
+
+
+def summary(detections):
+    """"2 person, 1 dog": how many of each class, the commonest first."""
+    counts = collections.Counter(d.label for d in detections).most_common()
+    return ", ".join(f"{count} {label}" for label, count in counts) or "nothing"
+
+
+def _file_names(names):
+    """A name for each drawing, never that of another nor, being marked, of an image in the same folder."""
+    taken, result = set(), []
+    for name in names:
+        stem, number = pathlib.Path(name).stem, 1
+        while (file := f"{stem}_detected{f'_{number}' * (number > 1)}.jpg") in taken:
+            number += 1
+        taken.add(file)
+        result.append(file)
+    return result
+
+
+def _rounded(detection):
+    row = dataclasses.asdict(detection)
+    return {**row, "score": round(row["score"], 6), "box": [round(v, 3) for v in row["box"]]}

@@ -1,0 +1,51 @@
+"""Detects objects in images and folders of images.
+
+Example:
+  python predict.py --config configs/htd_r50.py --checkpoint runs/r50 street.jpg photos/ --output found --score 0.3
+
+Prints a line for each image. The output folder gets each image with its detections drawn on it, and detections.json.
+Images that cannot be read are named, the others done; the exit status is then 2.
+"""
+from absl import flags
+
+from htd_jax import cli
+from htd_jax.errors import UserError
+
+_CONFIG = cli.define_config()
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A workdir, one saved step, or a .safetensors or .pth file.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder for the drawn images and detections.json.")
+_SCORE = flags.DEFINE_float("score", 0.3, "The lowest score shown.", lower_bound=0, upper_bound=1)
+
+
+def main(arguments):
+    if not arguments:
+        raise UserError("no image is given; for example predict.py --config ... --checkpoint ... street.jpg photos/")
+    if not _CHECKPOINT.value:
+        raise UserError("--checkpoint is missing; for example --checkpoint runs/r50")
+    from htd_jax.data.pictures import Pictures  # after the command line is known to be good: the imports take seconds
+    from htd_jax.detector import Detector
+    from htd_jax.evaluation import gallery
+
+    # ---- what can be wrong with the input is found before the model is loaded
+    pictures = Pictures(arguments)
+    album = gallery.Gallery(_OUTPUT.value, pictures)
+
+    # ---- the model; it puts out whatever is to be shown
+    config = _CONFIG.value
+    config.test.score = min(config.test.score, _SCORE.value)
+    detector = Detector.from_checkpoint((config, _CHECKPOINT.value))
+
+    # ---- detections, in the order in which they are done
+    for i, result in detector.stream(pictures, _SCORE.value):
+        if isinstance(result, UserError):
+            cli.fail(result)
+        else:
+            print(f"{pictures.names[i]}: {gallery.summary(result)}", flush=True)
+            album.add(i, result)
+    album.close()
+    if pictures.errors:
+        raise UserError(f"{len(pictures.errors)} of {len(pictures)} images could not be read")
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)
