@@ -36,7 +36,8 @@ class Detector:
     def __init__(self, config, graphdef, state, categories):
         """Takes what `evaluation.model.restore` gives. `config.test.batch_size` images are worked on at a time."""
         self.config, self.categories = config, tuple(categories)
-        self._names = tuple(name for _, name in self.categories)
+        unnamed = range(len(self.categories), config.model.num_classes)
+        self._names = (*(name for _, name in self.categories), *(f"class {i}" for i in unnamed))
         self._detect = model.make_detect_fn(graphdef, state, config)
 
     @classmethod
