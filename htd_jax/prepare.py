@@ -77,20 +77,21 @@ def _write_split(directory, split, annotations, folder, categories, shard_bytes)
         by_image.setdefault(annotation.image_id, []).append(annotation)
     shards = _shards(file.images, folder, shard_bytes)
     _check_same_source(directory / f"prepare-{split}.json", annotations, [len(shard) for shard in shards])
-    template = naming.ShardedFileTemplate(data_dir=directory, dataset_name="coco", split=split, filetype_suffix="array_record")
-    features = _features(categories)
-    serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
+    template = naming.ShardedFileTemplate(
+        data_dir=directory, dataset_name="coco", split=split, filetype_suffix="array_record")
     label_of = {category.id: label for label, category in enumerate(categories)}
+    serialise = _serialiser(_features(categories))
     with tqdm(total=len(file.images), desc=f"writing {split}", unit=" images", disable=None) as progress:
         for number, shard in enumerate(shards):
             path = pathlib.Path(template.sharded_filepath(shard_index=number, num_shards=len(shards)))
             if not path.exists():
                 examples = (_example(image, by_image.get(image.id, []), folder, label_of) for image in shard)
-                _write_shard(path, (serializer.serialize_example(features.encode_example(e)) for e in examples), progress)
+                _write_shard(path, map(serialise, examples), progress)
             else:
                 progress.update(len(shard))
-    sizes = sum(p.stat().st_size for p in map(pathlib.Path, template.sharded_filepaths(len(shards))))
-    return splits_lib.SplitInfo(name=split, shard_lengths=[len(shard) for shard in shards], num_bytes=sizes, filename_template=template)
+    size = sum(os.path.getsize(path) for path in template.sharded_filepaths(len(shards)))
+    lengths = [len(shard) for shard in shards]
+    return splits_lib.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size, filename_template=template)
 
 
 def _shards(listed, folder, shard_bytes):
@@ -108,7 +109,8 @@ def _check_same_source(path, annotations, shard_lengths):
     if not path.exists():
         path.write_text(json.dumps(note))
     elif json.loads(path.read_text()) != note:
-        raise UserError(f"{path.parent} was begun with other annotations or images than {annotations}: remove it, or give another --tfds")
+        raise UserError(f"{path.parent} was begun with other annotations or images than {annotations}: "
+                        "remove it, or give another --tfds")
 
 
 def _write_shard(path, records, progress):
@@ -181,6 +183,12 @@ def _features(categories):
     })
 
 
+def _serialiser(features):
+    """Example (dict) -> bytes of a tf.Example."""
+    serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
+    return lambda example: serializer.serialize_example(features.encode_example(example))
+
+
 def _write_metadata(directory, infos, categories):
     identity = dataset_info.DatasetIdentity(
         name="coco", config_name="2017", version=VERSION, data_dir=os.fspath(directory), module_name="")
@@ -196,7 +204,8 @@ def _write_metadata(directory, infos, categories):
 
 def main(arguments=None):
     """The command; bad input is one line on stderr and status 2."""
-    parser = argparse.ArgumentParser("python -m htd_jax.prepare", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m htd_jax.prepare", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--coco", required=True, help="folder of COCO: annotations/ beside train2017/, val2017/, test2017/")
     parser.add_argument("--tfds", required=True, help="TFDS data dir, to write coco/2017 into")
     given = parser.parse_args(arguments)

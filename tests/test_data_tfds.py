@@ -234,18 +234,18 @@ def test_ground_truth_without_the_json(coco, prepared, annotations):
             np.testing.assert_allclose(ours["bbox"], theirs["bbox"], atol=0.01)
 
 
-def write_set(directory, features, examples, file_format="array_record", split="train"):
+def write_set(directory, features, examples, file_format="array_record", split="train", name="pets"):
     """Writes any TFDS set; TFRecords by hand, as TensorFlow would (its checksums are not looked at)."""
     directory.mkdir(parents=True)
     serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
     records = [serializer.serialize_example(features.encode_example(example)) for example in examples]
-    template = naming.ShardedFileTemplate(data_dir=directory, dataset_name="pets", split=split, filetype_suffix=file_format)
+    template = naming.ShardedFileTemplate(data_dir=directory, dataset_name=name, split=split, filetype_suffix=file_format)
     path = pathlib.Path(template.sharded_filepath(shard_index=0, num_shards=1))
     if file_format == "tfrecord":
         path.write_bytes(b"".join(struct.pack("<QI", len(r), 0) + r + b"\0" * 4 for r in records))
     else:
         file_adapters.ArrayRecordFileAdapter.write_examples(path, enumerate(records))
-    identity = dataset_info.DatasetIdentity(name="pets", version="1.0.0", data_dir=str(directory), module_name="")
+    identity = dataset_info.DatasetIdentity(name=name, version="1.0.0", data_dir=str(directory), module_name="")
     info = dataset_info.DatasetInfo(builder=identity, features=features)
     info.set_file_format(file_format)
     size = sum(map(len, records))
@@ -293,6 +293,21 @@ def test_any_set_with_boxes_and_labels(tmp_path, file_format):
 ])
 def test_box_formats(box_format, box):
     np.testing.assert_allclose(tfds_index._to_pixels(np.float64([box]), box_format, 40, 80), [[16, 4, 48, 20]])
+
+
+def test_stock_coco_has_the_official_categories(tmp_path):
+    """Neither names nor ids are in the stock set's files."""
+    features = tfds.features.FeaturesDict({
+        "image": tfds.features.Image(encoding_format="png"),
+        "objects": tfds.features.Sequence({
+            "bbox": tfds.features.BBoxFeature(), "label": tfds.features.ClassLabel(num_classes=80), "is_crowd": np.bool_}),
+    })
+    objects = [dict(bbox=np.array([0, 0, 1.0, 1.0]), label=79, is_crowd=True)]
+    directory = tmp_path / "coco/1.1.0"
+    write_set(directory, features, [dict(image=pet()["photo"], objects=objects)], name="coco")
+    dataset = TfdsDataset(directory, "train")
+    assert dataset.categories[11] == (13, "stop sign") and dataset.categories[79] == (90, "toothbrush")
+    assert dataset.record(0).crowd.tolist() == [True] and dataset.record(0).labels.tolist() == [79]
 
 
 def test_index_is_kept_and_follows_the_set(tmp_path, monkeypatch):

@@ -78,7 +78,8 @@ class CocoDataset:
         chosen, self._starts = _group(rows, valid, kept, len(sizes))
         self._boxes, self._labels, self._crowd = boxes[chosen], labels[chosen], crowd[chosen]
         self._check_files()
-        logging.info("%s: using %d of %d images and %d of %d boxes", annotations, len(kept), len(sizes), len(chosen), len(rows))
+        logging.info("%s: using %d of %d images and %d of %d boxes",
+                     annotations, len(kept), len(sizes), len(chosen), len(rows))
 
     @classmethod
     def from_config(cls, config, split):
@@ -131,7 +132,8 @@ class CocoDataset:
                 raise UserError(f"{where} has two {name} of one id")
         for image in file.images:
             if image.height < 1 or image.width < 1:
-                raise UserError(f"{where}: image {image.file_name} is {image.width} x {image.height} pixels (width x height)")
+                size = f"{image.width} x {image.height} pixels (width x height)"
+                raise UserError(f"{where}: image {image.file_name} is {size}")
         strays = 0
         for a in file.annotations or []:
             if a.category_id not in ids:

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from htd_jax.data import images, tfds_index
+from htd_jax.data import coco_classes, images, tfds_index
 from htd_jax.data.coco import SMALLEST_SIDE, decode_json
 from htd_jax.data.records import Category, Record, coco_ground_truth
 from htd_jax.errors import UserError
@@ -109,7 +109,7 @@ class TfdsDataset:
         known = {image.id for image in heading.images}
         if known.issuperset(self._index["ids"].tolist()) and len(heading.categories) == self._class_label.num_classes:
             return True
-        logging.warning("%s is of other images or categories: AP is against the boxes of %s itself", annotations, self._directory)
+        logging.warning("%s is of other images or categories: AP is against the boxes of %s", annotations, self._directory)
         return False
 
     @property
@@ -117,11 +117,14 @@ class TfdsDataset:
         return self._builder.info.features[self._fields.objects].feature[self._fields.label]
 
     def _categories(self):
-        """Original ids and names: of the JSON, else as `htd_jax.prepare` noted them, else numbered from 1."""
+        """Original ids and names: the JSON's, else as `htd_jax.prepare` noted them, else COCO's, else numbered from 1."""
         if self._annotations is not None:
             listed = decode_json(self._annotations, _Heading).categories
         else:
             listed = (self._builder.info.metadata or {}).get("categories")
         if listed:
             return tuple(Category(int(c["id"]), str(c["name"])) for c in listed)
-        return tuple(Category(i + 1, name) for i, name in enumerate(self._class_label.names))
+        names = self._class_label.names
+        if self._builder.name == "coco" and len(names) == len(coco_classes.IDS):
+            return tuple(map(Category, coco_classes.IDS, coco_classes.NAMES))  # the stock set has neither
+        return tuple(Category(i + 1, name) for i, name in enumerate(names))

@@ -51,9 +51,11 @@ def find_set(name, folder):
 
 def find_fields(features, name):
     """Finds the features of detection in a FeaturesDict by their types; `name` stands for the set in errors."""
-    groups = {key: f.feature for key, f in features.items() if isinstance(getattr(f, "feature", None), tfds.features.FeaturesDict)}
-    groups = {key: (_of(group, tfds.features.BBoxFeature), _of(group, tfds.features.ClassLabel)) for key, group in groups.items()}
-    groups = {key: found for key, found in groups.items() if all(found)}
+    groups = {}
+    for key, feature in features.items():
+        if isinstance(getattr(feature, "feature", None), tfds.features.FeaturesDict):
+            found = _of(feature.feature, tfds.features.BBoxFeature), _of(feature.feature, tfds.features.ClassLabel)
+            groups |= {key: found} if all(found) else {}
     image_keys = _of(features, tfds.features.Image)
     if not image_keys or not groups:
         raise UserError(f"TFDS set {name} cannot train a detector: it needs an image and a sequence with boxes and labels, "
@@ -64,12 +66,13 @@ def find_fields(features, name):
     box_format = group[boxes[0]].bbox_format
     if box_format is None:
         raise UserError(f"TFDS set {name} does not say the format of its boxes ({objects}/{boxes[0]})")
+    numbers = [key for key, feature in features.items() if feature.np_dtype in (np.int64, np.int32)]
     return Fields(
         image=_first(image_keys, "image"), objects=objects, box=_first(boxes, "bbox"), label=_first(labels, "label"),
         box_format=box_format.value,
-        crowd=next((key for key in ("is_crowd", "iscrowd") if key in group), None),
-        image_id=next((key for key in ("image/id", "image_id", "id") if key in features and features[key].np_dtype in (np.int64, np.int32)), None),
-        name=next((key for key in ("image/filename", "filename", "file_name") if key in features), None),
+        crowd=_any(group, "is_crowd", "iscrowd"),
+        image_id=_any(numbers, "image/id", "image_id", "id"),
+        name=_any(features, "image/filename", "filename", "file_name"),
     )
 
 
@@ -89,7 +92,8 @@ class TfRecords:
         self._files = [open(os.fspath(path), "rb") for path in paths]
         self._places = [place for file in self._files for place in self._scan(file)]
         if len(self._places) != count:
-            raise UserError(f"TFRecord files {paths[0]} ... hold {len(self._places)} records, not {count}: prepare the set again")
+            raise UserError(f"TFRecord files {paths[0]} ... hold {len(self._places)} records, not {count}: "
+                            "prepare the set again")
 
     def __len__(self):
         return len(self._places)
@@ -169,10 +173,11 @@ def _make_index(builder, split, fields, records):
         except Exception:
             raise UserError(f"image {name} of TFDS set {builder.data_dir} is not an image") from None
         label = np.asarray(objects[fields.label], np.int32).reshape(-1)
+        box = np.asarray(objects[fields.box], np.float64).reshape(-1, 4)
         ids.append(int(example[fields.image_id]) if fields.image_id else row + 1)
         names.append(name)
         sizes.append((height, width))
-        boxes.append(_to_pixels(np.asarray(objects[fields.box], np.float64).reshape(-1, 4), fields.box_format, height, width))
+        boxes.append(_to_pixels(box, fields.box_format, height, width))
         labels.append(label)
         crowd.append(np.asarray(objects[fields.crowd], bool).reshape(-1) if fields.crowd else np.zeros(len(label), bool))
     return dict(
@@ -194,6 +199,10 @@ def _to_pixels(boxes, box_format, height, width):
 
 def _of(features, kind):
     return [key for key, feature in features.items() if isinstance(feature, kind)]
+
+
+def _any(keys, *wanted):
+    return next((key for key in wanted if key in keys), None)
 
 
 def _first(keys, preferred):
