@@ -32,13 +32,15 @@ def default_config():
         accumulate=1,  # equal micro-batches that one update averages
         ema=0.0,  # decay of the averaged weights, which are then evaluated; 0: none
         remat=False,  # recompute activations in the backward pass: less memory, more time
-        dtype='float32',  # or 'bfloat16': of the computation; parameters and boxes stay float32
-        sampling='random',  # or 'first', 'stride'
-        init_from='',  # weights to start from: any form of --checkpoint, or 'hf:NAME'
+        dtype="float32",  # or 'bfloat16': of the computation; parameters and boxes stay float32
+        sampling="random",  # or 'first', 'stride'
+        init_from="",  # weights to start from: any form of --checkpoint, or 'hf:NAME'
+        new_classifier=False,  # init_from may have another number of classes; its classifiers are then left out
         checkpoint_every=1000,  # steps
         keep_checkpoints=3,  # the last ones; the best by AP is kept beside them
         eval_every=0,  # steps; 0: at the end only
         log_every=50,  # steps
+        compilation_cache="~/.cache/htd_jax",  # folder of what has been compiled; '': none
         distributed=False,  # several processes, found through the launcher (docs/training.md)
         model=_model(),
         train=dict(nms_pre=2000, proposals=2000, rpn_samples=256, roi_samples=512),
@@ -54,7 +56,7 @@ def _model():
         base_width=64,  # of one group of the 3x3 convolutions: 4 in ResNeXt-101 64x4d
         width=64,  # channels of the stem; the four stages scale with it
         deformable=False,  # deformable 3x3 convolutions in layer2..4
-        norm='frozen_bn',  # or 'gn', for training from scratch
+        norm="frozen_bn",  # or 'gn', for training from scratch
         frozen_stages=1,  # 1: stem and layer1; 0: none
         fpn_channels=256,
         fc_channels=1024,
@@ -70,7 +72,7 @@ def _test():
         nms_pre=1000,
         proposals=1000,
         scale=(1333, 800),  # (long, short)
-        nms='hard',  # or 'soft'
+        nms="hard",  # or 'soft'
         nms_iou=0.5,
         score=0.05,
         max_detections=100,
@@ -82,26 +84,26 @@ def _test():
 
 
 def _data():
-    coco = 'data/coco'
+    coco = "data/coco"
     return dict(
-        source='coco',  # or 'tfds', 'demo'
-        train=dict(annotations=f'{coco}/annotations/instances_train2017.json', images=f'{coco}/train2017'),
-        val=dict(annotations=f'{coco}/annotations/instances_val2017.json', images=f'{coco}/val2017'),
-        tfds=dict(name='coco/2017', dir=''),
+        source="coco",  # or 'tfds', 'demo'
+        train=dict(annotations=f"{coco}/annotations/instances_train2017.json", images=f"{coco}/train2017"),
+        val=dict(annotations=f"{coco}/annotations/instances_val2017.json", images=f"{coco}/val2017"),
+        tfds=dict(name="coco/2017", dir=""),
         scale=(1333, 800),  # (long, short)
         short_range=placeholder(tuple),  # (lo, hi) of the short side: multi-scale training
-        pad_to='bucket',  # or 'exact': next multiple of 32, as the reference
+        pad_to="bucket",  # or 'exact': next multiple of 32, as the reference
         flip=0.5,  # probability
         workers=2,  # processes that decode
     )
 
 
 def _one_of(*values):
-    return (lambda v: v in values), 'one of ' + ', '.join(map(str, values))
+    return (lambda v: v in values), "one of " + ", ".join(map(str, values))
 
 
-def _number(low, high=float('inf'), open_low=False):
-    bounds = f'{"above" if open_low else "at least"} {low:g}' + (f' and at most {high:g}' if high < float('inf') else '')
+def _number(low, high=float("inf"), open_low=False):
+    bounds = f'{"above" if open_low else "at least"} {low:g}' + (f" and at most {high:g}" if high < float("inf") else "")
     return (lambda v: (low < v if open_low else low <= v) and v <= high and math.isfinite(v)), bounds
 
 
@@ -110,34 +112,34 @@ def _is_pair(value):
 
 
 _POSITIVE, _AT_LEAST_0, _SHARE = _number(1), _number(0), _number(0, 1)
-_SCALE = (lambda v: _is_pair(v) and v[0] >= v[1]), 'two whole numbers (long, short), long >= short'
-_RANGE = (lambda v: _is_pair(v) and v[0] <= v[1]), 'two whole numbers (lo, hi), lo <= hi'
+_SCALE = (lambda v: _is_pair(v) and v[0] >= v[1]), "two whole numbers (long, short), long >= short"
+_RANGE = (lambda v: _is_pair(v) and v[0] <= v[1]), "two whole numbers (lo, hi), lo <= hi"
 
 # key -> (is the value possible, what it must be). A key that is unset is not asked.
 _RULES = {
-    **dict.fromkeys(('batch_size total_steps total_epochs base_batch accumulate checkpoint_every keep_checkpoints '
-                     'log_every test.proposals test.nms_pre test.max_detections test.batch_size train.nms_pre '
-                     'train.proposals train.rpn_samples train.roi_samples model.groups model.base_width model.width '
-                     'model.fpn_channels model.fc_channels model.ba_channels model.ba_out_channels model.ba_groups '
-                     'model.num_classes').split(), _POSITIVE),
-    **dict.fromkeys('seed warmup_steps weight_decay clip_norm eval_every data.workers'.split(), _AT_LEAST_0),
-    **dict.fromkeys('momentum data.flip test.score test.nms_iou warmup_factor'.split(), _SHARE),
-    **dict.fromkeys(('lr', 'base_lr'), _number(0, open_low=True)),
-    **dict.fromkeys(('data.scale', 'test.scale'), _SCALE),
-    'ema': ((lambda v: 0 <= v < 1), 'at least 0 and below 1'),
-    'data.short_range': _RANGE,
-    'test.tta_scales': ((lambda v: len(v) > 0 and all(isinstance(s, tuple) and _SCALE[0](s) for s in v)),
-                        'a tuple of scales ((long, short), ...)'),
-    'milestones': ((lambda v: all(isinstance(m, (int, float)) and m > 0 for m in v) and list(v) == sorted(v)),
-                   'epochs in ascending order'),
-    'dtype': _one_of('float32', 'bfloat16'),
-    'sampling': _one_of('random', 'first', 'stride'),
-    'model.depth': _one_of(18, 34, 50, 101),
-    'model.norm': _one_of('frozen_bn', 'gn'),
-    'model.frozen_stages': _one_of(0, 1, 2, 3, 4),
-    'test.nms': _one_of('hard', 'soft'),
-    'data.source': _one_of('coco', 'tfds', 'demo'),
-    'data.pad_to': _one_of('bucket', 'exact'),
+    **dict.fromkeys(("batch_size total_steps total_epochs base_batch accumulate checkpoint_every keep_checkpoints "
+                     "log_every test.proposals test.nms_pre test.max_detections test.batch_size train.nms_pre "
+                     "train.proposals train.rpn_samples train.roi_samples model.groups model.base_width model.width "
+                     "model.fpn_channels model.fc_channels model.ba_channels model.ba_out_channels model.ba_groups "
+                     "model.num_classes").split(), _POSITIVE),
+    **dict.fromkeys("seed warmup_steps weight_decay clip_norm eval_every data.workers".split(), _AT_LEAST_0),
+    **dict.fromkeys("momentum data.flip test.score test.nms_iou warmup_factor".split(), _SHARE),
+    **dict.fromkeys(("lr", "base_lr"), _number(0, open_low=True)),
+    **dict.fromkeys(("data.scale", "test.scale"), _SCALE),
+    "ema": ((lambda v: 0 <= v < 1), "at least 0 and below 1"),
+    "data.short_range": _RANGE,
+    "test.tta_scales": ((lambda v: len(v) > 0 and all(isinstance(s, tuple) and _SCALE[0](s) for s in v)),
+                        "a tuple of scales ((long, short), ...)"),
+    "milestones": ((lambda v: all(isinstance(m, (int, float)) and m > 0 for m in v) and list(v) == sorted(v)),
+                   "epochs in ascending order"),
+    "dtype": _one_of("float32", "bfloat16"),
+    "sampling": _one_of("random", "first", "stride"),
+    "model.depth": _one_of(18, 34, 50, 101),
+    "model.norm": _one_of("frozen_bn", "gn"),
+    "model.frozen_stages": _one_of(0, 1, 2, 3, 4),
+    "test.nms": _one_of("hard", "soft"),
+    "data.source": _one_of("coco", "tfds", "demo"),
+    "data.pad_to": _one_of("bucket", "exact"),
 }
 
 
@@ -146,7 +148,7 @@ def flatten(config):
     flat = {}
     for key, value in config.items():
         if isinstance(value, (dict, ConfigDict)):
-            flat |= {f'{key}.{inner}': v for inner, v in flatten(value).items()}
+            flat |= {f"{key}.{inner}": v for inner, v in flatten(value).items()}
         else:
             flat[key] = _tuples(value)
     return flat
@@ -164,7 +166,7 @@ def validate(config):
         _check_known(key, value, default)
     for key in known:
         if key not in given:
-            raise UserError(f'config.{key} is missing; start from htd_jax.config.default_config()')
+            raise UserError(f"config.{key} is missing; start from htd_jax.config.default_config()")
         if given[key] is not None or known[key] is not None:
             _check_value(key, given[key], _type(default, key))
     _check_together(config)
@@ -174,11 +176,11 @@ def validate(config):
 def _check_known(key, value, default):
     known = flatten(default)
     if key not in known:
-        raise UserError(f'config.{key} (={value!r}) is no known key{suggestion(key, known)}')
+        raise UserError(f"config.{key} (={value!r}) is no known key{suggestion(key, known)}")
 
 
 def _type(default, key):
-    *parents, last = key.split('.')
+    *parents, last = key.split(".")
     for parent in parents:
         default = default[parent]
     return default.get_type(last)
@@ -187,24 +189,24 @@ def _type(default, key):
 def _check_value(key, value, wanted):
     fits = isinstance(value, wanted) or (wanted is float and isinstance(value, int))
     if not fits or (isinstance(value, bool) and wanted is not bool):
-        raise UserError(f'config.{key} is {value!r}; it must be of type {wanted.__name__}')
-    possible, words = _RULES.get(key, (lambda v: True, ''))
+        raise UserError(f"config.{key} is {value!r}; it must be of type {wanted.__name__}")
+    possible, words = _RULES.get(key, (lambda v: True, ""))
     if not possible(value):
-        raise UserError(f'config.{key} is {value!r}; it must be {words}')
+        raise UserError(f"config.{key} is {value!r}; it must be {words}")
 
 
 def _check_together(config):
     for key, value, divisor_key, divisor in (
-            ('batch_size', config.batch_size, 'accumulate', config.accumulate),
-            ('model.ba_channels', config.model.ba_channels, 'model.ba_groups', config.model.ba_groups)):
+            ("batch_size", config.batch_size, "accumulate", config.accumulate),
+            ("model.ba_channels", config.model.ba_channels, "model.ba_groups", config.model.ba_groups)):
         if value % divisor:
-            raise UserError(f'config.{key} (={value}) must be divisible by config.{divisor_key} (={divisor})')
+            raise UserError(f"config.{key} (={value}) must be divisible by config.{divisor_key} (={divisor})")
 
 
 def suggestion(key, known):
     """Returns '; did you mean config.KEY?' for the nearest of the known keys, or ''."""
     close = difflib.get_close_matches(key, known, n=1)
-    return f'; did you mean config.{close[0]}?' if close else ''
+    return f"; did you mean config.{close[0]}?" if close else ""
 
 
 def learning_rate(config):
@@ -214,7 +216,7 @@ def learning_rate(config):
 
 def to_json(config):
     """Returns the text of config.json: nested objects, tuples as lists, unset keys as null."""
-    return json.dumps(config.to_dict(), indent=2) + '\n'
+    return json.dumps(config.to_dict(), indent=2) + "\n"
 
 
 def from_json(text):
@@ -225,9 +227,9 @@ def from_json(text):
     try:
         given = json.loads(text)
     except ValueError as error:
-        raise UserError(f'config.json is no JSON: {error}') from error
+        raise UserError(f"config.json is no JSON: {error}") from error
     if not isinstance(given, dict):
-        raise UserError(f'config.json must be a JSON object of keys, not {type(given).__name__}')
+        raise UserError(f"config.json must be a JSON object of keys, not {type(given).__name__}")
     config = default_config()
     for key, value in flatten(given).items():
         _check_known(key, value, config)

@@ -15,18 +15,18 @@ def start_processes():
     JAX_PROCESS_ID. Must come before anything that touches a device.
     """
     numbers = {argument: int(os.environ[name]) for argument, name in
-               (('num_processes', 'JAX_NUM_PROCESSES'), ('process_id', 'JAX_PROCESS_ID')) if name in os.environ}
+               (("num_processes", "JAX_NUM_PROCESSES"), ("process_id", "JAX_PROCESS_ID")) if name in os.environ}
     try:
         jax.distributed.initialize(**numbers)
     except (ValueError, RuntimeError) as error:
-        raise UserError(f'config.distributed is set, but the processes cannot be joined: {error} Start under a launcher '
-                        'that JAX knows, or set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID') from error
+        raise UserError(f"config.distributed is set, but the processes cannot be joined: {error} Start under a launcher "
+                        "that JAX knows, or set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID") from error
 
 
 def make_mesh(devices=None):
     """Returns the one-axis mesh 'data' over `devices` (all of all processes where not given)."""
     count = jax.device_count() if devices is None else len(devices)
-    return jax.make_mesh((count,), ('data',), axis_types=(AxisType.Auto,), devices=devices)
+    return jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def replicated(mesh):
@@ -36,14 +36,14 @@ def replicated(mesh):
 
 def split(mesh):
     """The sharding of batches: rows split over the devices."""
-    return NamedSharding(mesh, PartitionSpec('data'))
+    return NamedSharding(mesh, PartitionSpec("data"))
 
 
 def check_batch_size(size, accumulate, mesh):
     """Raises UserError unless each of the `accumulate` micro-batches splits evenly over the devices."""
     if size % (mesh.size * accumulate):
-        micro = f' in {accumulate} micro-batches' if accumulate > 1 else ''
-        raise UserError(f'config.batch_size (={size}) must be divisible by the number of devices (={mesh.size}){micro}')
+        micro = f" in {accumulate} micro-batches" if accumulate > 1 else ""
+        raise UserError(f"config.batch_size (={size}) must be divisible by the number of devices (={mesh.size}){micro}")
 
 
 def replicate(tree, mesh):
@@ -58,8 +58,8 @@ def put_local_rows(batch, mesh):
     return {key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()}
 
 
-def put_all_rows(batch, mesh):
-    """As `put_local_rows`, from a batch that every process has whole."""
-    sharding = split(mesh)
-    return {key: jax.make_array_from_callback(value.shape, sharding, lambda rows, v=value: v[rows])
-            for key, value in batch.items()}
+def local_copies(tree, mesh):
+    """Arrays that every device of all processes has a copy of -> the copies of this process's devices."""
+    sharding = NamedSharding(mesh.local_mesh, PartitionSpec())
+    return jax.tree.map(lambda x: jax.make_array_from_single_device_arrays(
+        x.shape, sharding, [shard.data for shard in x.addressable_shards]), tree)

@@ -13,7 +13,7 @@ def init_state(params, frozen, optimizer, ema=0.0):
     are and never reach the optimiser; `optimizer`: optax's state; `ema`: averaged params, only where ema > 0.
     """
     state = dict(step=jnp.zeros((), jnp.int32), params=params, frozen=frozen, optimizer=optimizer.init(params))
-    return state | ({'ema': jax.tree.map(jnp.copy, params)} if ema else {})
+    return state | ({"ema": jax.tree.map(jnp.copy, params)} if ema else {})
 
 
 def make_step(loss_fn, optimizer, schedule, mesh, config):
@@ -46,15 +46,15 @@ def make_step(loss_fn, optimizer, schedule, mesh, config):
         return jax.tree.map(lambda x: x / config.accumulate, total)
 
     def step(state, batch):
-        key = jax.random.fold_in(jax.random.key(config.seed), state['step'])
+        key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
         compute = gradients if config.accumulate == 1 else accumulated
-        grads, logs = compute(state['params'], state['frozen'], batch, key)
-        updates, optimizer_state = optimizer.update(grads, state['optimizer'], state['params'])
-        params = optax.apply_updates(state['params'], updates)
-        new = state | dict(step=state['step'] + 1, params=params, optimizer=optimizer_state)
-        if 'ema' in state:
-            new['ema'] = optax.incremental_update(params, state['ema'], 1 - config.ema)
-        return new, logs | dict(grad_norm=optax.tree.norm(grads), lr=schedule(state['step']))
+        grads, logs = compute(state["params"], state["frozen"], batch, key)
+        updates, optimizer_state = optimizer.update(grads, state["optimizer"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
+        new = state | dict(step=state["step"] + 1, params=params, optimizer=optimizer_state)
+        if "ema" in state:
+            new["ema"] = optax.incremental_update(params, state["ema"], 1 - config.ema)
+        return new, logs | dict(grad_norm=optax.tree.norm(grads), lr=schedule(state["step"]))
 
     everywhere = mesh_lib.replicated(mesh)
     return jax.jit(step, in_shardings=(everywhere, mesh_lib.split(mesh)), out_shardings=everywhere, donate_argnums=0)

@@ -1,0 +1,161 @@
+"""What a run tells: metrics.jsonl, evaluations.jsonl, TensorBoard, and a progress bar or plain lines.
+
+Time is kept honestly: what is spent compiling, evaluating and saving is not counted as training.
+"""
+import contextlib
+import datetime
+import json
+import math
+import pathlib
+import sys
+import time
+
+import jax
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+
+class Clock:
+    """Seconds of training: stands still inside `pause()`."""
+
+    def __init__(self, now=time.perf_counter):
+        self._now, self._paused, self._start = now, 0.0, now()
+
+    def read(self):
+        return self._now() - self._start - self._paused
+
+    @contextlib.contextmanager
+    def pause(self):
+        began = self._now()
+        try:
+            yield
+        finally:
+            self._paused += self._now() - began
+
+
+class Logbook:
+    """Writes the logs of one run into its workdir. A context manager.
+
+    Rows of metrics.jsonl: `step` (updates done), `loss` and every other loss by name, `lr`, `grad_norm`,
+    `images_per_second` (over all devices, since the row before), `images_per_second_per_device`, `data_wait` (share of
+    the time in which the devices had nothing to do for want of data), `skipped` (images that could not be read, so
+    far), `memory` (peak bytes on one device, where it tells) and `eta` (seconds).
+    """
+
+    def __init__(self, workdir, start, total, images_per_step, log_every, writes=True):
+        """Opens the files and removes rows of steps after `start`, which are about to come again.
+
+        Args:
+            workdir: pathlib.Path.
+            start, total: step at which this process begins, and the last one.
+            images_per_step: the batch over all devices.
+            log_every: steps between rows; the first and the last step have one too.
+            writes: False for all processes but one: nothing is written or shown.
+        """
+        self.clock = Clock()
+        self._total, self._images, self._every, self._writes = total, images_per_step, log_every, writes
+        self._waited, self._since, self._since_step = 0.0, 0.0, start
+        self._files = [_Rows(workdir / name, start, writes) for name in ("metrics.jsonl", "evaluations.jsonl")]
+        self._board = SummaryWriter(str(workdir), purge_step=start + 1) if writes else None
+        self._bar = tqdm(total=total, initial=start, unit="step", disable=not (writes and sys.stderr.isatty()),
+                         dynamic_ncols=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._bar.close()
+        if self._board:
+            self._board.close()
+
+    def waited(self, seconds):
+        """Adds time in which the devices waited for data."""
+        self._waited += seconds
+
+    def evaluated(self, step):
+        """Whether evaluations.jsonl has this step already."""
+        return step in self._files[1].steps
+
+    def step(self, step, logs, skipped=0):
+        """Takes the logs of a finished step, a dict of numbers; writes a row where one is due."""
+        self._bar.update(step - self._bar.n)
+        if step % self._every and step not in (1, self._total):
+            return
+        row = dict(step=step) | {name: float(value) for name, value in logs.items()}
+        row |= self._speed(step) | dict(skipped=skipped) | _memory()
+        self._files[0].append(row)
+        self._show(row)
+
+    def evaluation(self, step, metrics):
+        """Writes the 12 numbers of an evaluation; `metrics` is a dict that may hold more."""
+        numbers = {name: float(value) for name, value in metrics.items() if isinstance(value, (int, float))}
+        self._files[1].append(dict(step=step) | numbers)
+        self.say(f"step {step}: AP {metrics['AP']:.4f}, AP50 {metrics['AP50']:.4f}")
+        self._plot(step, {f"eval/{name}": value for name, value in numbers.items()})
+
+    def say(self, line):
+        """Prints a line without breaking the progress bar."""
+        if self._writes:
+            tqdm.write(line, file=sys.stderr)
+
+    def _speed(self, step):
+        now, steps = self.clock.read(), step - self._since_step
+        elapsed = max(now - self._since, 1e-9)
+        rate = steps * self._images / elapsed
+        speed = dict(images_per_second=rate, images_per_second_per_device=rate / jax.device_count(),
+                     data_wait=min(self._waited / elapsed, 1.0), eta=(self._total - step) * elapsed / max(steps, 1))
+        self._waited, self._since, self._since_step = 0.0, now, step
+        return speed
+
+    def _show(self, row):
+        shown = f"loss {row['loss']:.4f}, lr {row['lr']:.2e}, {row['images_per_second']:.2f} images/s"
+        if not self._bar.disable:
+            self._bar.set_postfix_str(shown)
+        else:
+            left = datetime.timedelta(seconds=round(row["eta"]))
+            wait = f", data wait {row['data_wait']:.0%}"
+            self.say(f"step {row['step']}/{self._total}: {shown}{wait}, {left} left")
+        self._plot(row["step"], {f"train/{name}": value for name, value in row.items() if name != "step"})
+
+    def _plot(self, step, values):
+        if self._board:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+
+class _Rows:
+    """A file of JSON objects, one a line, in the order of their `step`."""
+
+    def __init__(self, path, last, writes):
+        self._path, self._writes = pathlib.Path(path), writes
+        kept = [row for row in _read(self._path) if row["step"] <= last]
+        self.steps = {row["step"] for row in kept}
+        if writes:
+            new = self._path.with_suffix(".new")
+            new.write_text("".join(_line(row) for row in kept))
+            new.replace(self._path)
+
+    def append(self, row):
+        self.steps.add(row["step"])
+        if self._writes:
+            with self._path.open("a") as file:
+                file.write(_line(row))
+
+
+def _read(path):
+    """The rows of a file; a last line that was cut off when the process was killed is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
+
+
+def _line(row):
+    """JSON has no NaN: a number that is not finite becomes null."""
+    return json.dumps({k: v if math.isfinite(v) else None for k, v in row.items()}) + "\n"
+
+
+def _memory():
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return {"memory": stats["peak_bytes_in_use"]} if "peak_bytes_in_use" in stats else {}

@@ -1,0 +1,134 @@
+"""The loop, with a stand-in for the detector: files, order, resuming, ends of every kind."""
+import json
+
+import jax
+import numpy as np
+import pytest
+import stand_in
+import tiny
+
+from htd_jax.errors import UserError
+from htd_jax.training import checkpoints, loop
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny") / "data"
+    tiny.write_dataset(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def light(monkeypatch):
+    monkeypatch.setattr(loop.model_lib, "functions", stand_in.functions)
+
+
+def rows(workdir, name="metrics.jsonl"):
+    return [json.loads(line) for line in (workdir / name).read_text().splitlines()]
+
+
+def losses(workdir):
+    return [(row["step"], row["loss"], row["grad_norm"], row["lr"]) for row in rows(workdir)]
+
+
+def steps(workdir):
+    return sorted(int(p.name) for p in (workdir / "checkpoints").iterdir())
+
+
+def test_what_a_run_leaves(data, tmp_path, capsys):
+    metrics = loop.train(tiny.config(data, total_steps=7, log_every=3, eval_every=4, checkpoint_every=2), tmp_path / "run")
+    run = tmp_path / "run"
+    assert [row["step"] for row in rows(run)] == [1, 3, 6, 7]
+    assert {"loss", "loss_count", "lr", "grad_norm", "images_per_second", "images_per_second_per_device", "data_wait",
+            "skipped", "eta"} <= set(rows(run)[0])
+    assert [row["step"] for row in rows(run, "evaluations.jsonl")] == [4, 7]
+    assert rows(run, "evaluations.jsonl")[-1]["AP"] == metrics["AP"] and metrics["images"] == 12
+    assert {4, 6, 7} <= set(steps(run)) and len(steps(run)) <= 4  # the last three, and the best
+    assert json.loads((run / "config.json").read_text())["model"]["num_classes"] == 2
+    assert json.loads((run / "categories.json").read_text()) == [[1, "red"], [2, "green"]]
+    assert json.loads((run / "eval" / "metrics.json").read_text())["AP"] == metrics["AP"]
+    assert list(run.glob("events.out.tfevents.*"))
+    printed = capsys.readouterr()
+    assert "AP50" in printed.out and "step 3/7: loss" in printed.err and "images/s" in printed.err
+    tree = checkpoints.restore_params(run)
+    assert tree["head"]["fcs"][0]["kernel"].shape == (12, 2) and tree["mean"].shape == (12,)
+
+
+def test_resumed_equals_uninterrupted_exactly(data, tmp_path):
+    keys = dict(checkpoint_every=3, ema=0.5, data__flip=0.5)
+    loop.train(tiny.config(data, total_steps=11, **keys), tmp_path / "whole")
+    for total in (4, 5, 11):
+        loop.train(tiny.config(data, total_steps=total, **keys), tmp_path / "parts")
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole") and len(losses(tmp_path / "whole")) == 11
+    whole, parts = (checkpoints.restore_params(tmp_path / name) for name in ("whole", "parts"))
+    jax.tree.map(np.testing.assert_array_equal, whole, parts)
+
+
+def test_rows_beyond_the_checkpoint_come_again_once(data, tmp_path):
+    loop.train(tiny.config(data, total_steps=6, checkpoint_every=3), tmp_path)
+    want = losses(tmp_path)
+    with (tmp_path / "metrics.jsonl").open("a") as file:  # as if killed after two more steps, in the midst of a line
+        file.write('{"step": 7, "loss": 1.0, "grad_norm": 1.0, "lr": 0.1}\n{"step": 8, "lo')
+    loop.train(tiny.config(data, total_steps=8), tmp_path)
+    assert [row["step"] for row in rows(tmp_path)] == list(range(1, 9))
+    assert losses(tmp_path)[:6] == want
+
+
+def test_finished_run_started_again_does_nothing(data, tmp_path):
+    for _ in range(2):
+        loop.train(tiny.config(data, total_steps=2), tmp_path)
+    assert len(rows(tmp_path)) == 2 and len(rows(tmp_path, "evaluations.jsonl")) == 1
+
+
+def test_evaluation_does_not_change_the_run(data, tmp_path):
+    loop.train(tiny.config(data, eval_every=1), tmp_path / "often")
+    assert loop.train(tiny.config(data, data__val__annotations=""), tmp_path / "never") is None
+    assert losses(tmp_path / "often") == losses(tmp_path / "never")
+
+
+def test_loss_that_is_not_finite(data, tmp_path):
+    with pytest.raises(UserError) as error:
+        loop.train(tiny.config(data, total_steps=50, lr=1e25, warmup_steps=0, checkpoint_every=1), tmp_path)
+    last = steps(tmp_path)[-1]
+    assert f"not finite at step {last + 1}: " in str(error.value) and "loss_count" in str(error.value)
+    saved = np.load(tmp_path / f"nonfinite_step_{last + 1}.npz")
+    assert saved["image"].shape == (8, 64, 64, 3) and saved["boxes"].shape[::2] == (8, 4)
+    assert str([100 + int(i) for i in saved["index"]]) in str(error.value)
+
+
+@pytest.mark.parametrize("keys, words", [
+    (dict(data__train__annotations="/nowhere.json"), "/nowhere.json"),
+    (dict(data__val__annotations="/nowhere.json"), "/nowhere.json"),
+    (dict(model__num_classes=1), "num_classes .=1. is less than the 2 categories")])
+def test_bad_input_leaves_no_workdir(data, tmp_path, keys, words):
+    with pytest.raises(UserError, match=words):
+        loop.train(tiny.config(data, **keys), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_categories_of_training_and_validation_must_agree(data, tmp_path):
+    other = json.loads((data / "all.json").read_text())
+    other["categories"].reverse()
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    with pytest.raises(UserError, match="categories of training .* and validation .* differ"):
+        loop.train(tiny.config(data, data__val__annotations=str(tmp_path / "other.json")), tmp_path / "run")
+
+
+def test_another_model_in_the_workdir(data, tmp_path):
+    loop.train(tiny.config(data, total_steps=1), tmp_path)
+    with pytest.raises(UserError, match="is of another model: params.head.fcs.1.kernel .2, 32. instead of .2, 16."):
+        loop.train(tiny.config(data, model__fc_channels=16), tmp_path)
+
+
+def test_unreadable_images_are_counted_and_many_stop_the_run(data, tmp_path):
+    folder = tmp_path / "data"
+    tiny.write_dataset(folder)
+    (folder / "images" / "3.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match="more than 1 % of the images"):
+        loop.train(tiny.config(folder, total_steps=40, data__val__annotations=""), tmp_path / "run")
+
+
+def test_workdir_that_cannot_be_made(data, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write to the workdir"):
+        loop.train(tiny.config(data), tmp_path / "file" / "run")
