@@ -102,6 +102,13 @@ def test_images_without_any_detection_are_scored():
     assert (metrics["AP"], metrics["AR100"], metrics["images"]) == (0, 0, 11)
 
 
+@pytest.mark.parametrize("tta", [False, True])
+def test_a_set_of_no_images_is_scored_as_nothing(tta, tmp_path):
+    metrics = runner.evaluate(oracle, Scenes(0), settings(tta=tta), tmp_path)
+    assert metrics["images"] == 0 and {metrics[name] for name in coco.METRICS} == {-1}
+    assert json.loads((tmp_path / "detections.json").read_text()) == []
+
+
 def test_detections_of_classes_that_the_data_does_not_have_are_left_out_aloud(caplog):
     def more(batch):
         found = oracle(batch)
