@@ -1,9 +1,16 @@
-"""Fixtures shared by all tests."""
+"""Fixtures shared by all tests, and where they run: on the CPU, with what they compile kept in .cache/."""
+import os
 import pathlib
 
 import pytest
 
-SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+
+# Before JAX is imported; processes that tests start inherit it.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 
 @pytest.fixture(scope="session")
