@@ -10,17 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
 import htd_jax
-from flax import nnx
 from htd_jax.config import default_config
 from htd_jax.data.coco_classes import NAMES
+from htd_jax.data.records import Category
 from htd_jax.detector import Detection, Detector
 from htd_jax.errors import UserError
 from htd_jax.evaluation import model as model_lib
 from htd_jax.models.detection import detect
 from htd_jax.models.htd import build
+from htd_jax.training import checkpoints
 from htd_jax.weights import files, loading
 
 
@@ -187,6 +189,26 @@ def test_checkpoint_forms_and_their_errors(weights, tmp_path, detector):
         Detector.from_checkpoint((other, weights))
     with pytest.raises(UserError, match="batch_size"):
         Detector.from_checkpoint((small(), weights), batch_size=0)
+
+
+def test_a_workdir_brings_its_configuration_and_names(weights, tmp_path, detector):
+    config, names = small(), ("ant", "bee", "cat", "dog", "eel")
+    graphdef, tree = model_lib.restore(config, weights)
+    state = {"params": {k: v for k, v in tree.items() if k != "backbone"}, "frozen": {"backbone": tree["backbone"]}}
+    checkpoints.write_about(tmp_path, config, [Category(3 * i, name) for i, name in enumerate(names)])
+    with checkpoints.Checkpoints(tmp_path) as written:
+        written.save(7, state)
+    for source in (tmp_path, tmp_path / "checkpoints" / "7", (small(), str(tmp_path))):
+        trained = Detector.from_checkpoint(source)
+        assert trained.categories == tuple((3 * i, name) for i, name in enumerate(names))
+        found = trained.predict(pixels())
+        assert [(d.label, d.score, d.box) for d in found] == [
+            (names[d.label_id], d.score, d.box) for d in detector.predict(pixels())]
+    model_lib.check_classes(trained.categories, config, tmp_path)
+    with pytest.raises(UserError, match=r"was trained on 5 classes \(ant, .*\), but the annotations list 1 classes \(ant\)"):
+        model_lib.check_classes(trained.categories[:1], config, tmp_path)
+    with pytest.raises(UserError, match="has no checkpoint"):
+        Detector.from_checkpoint(tmp_path / "checkpoints" / "8")
 
 
 def test_the_number_of_classes_comes_from_the_weights_and_names_from_coco(tmp_path):

@@ -168,7 +168,7 @@ class _Progress:
         now = time.monotonic()
         if self.bar.disable and not self.quiet and now - self.last >= _LINE_EVERY:
             self.last, rate = now, self.done / (now - self.start)
-            print(f"evaluate: {self.done} of {self.total} images, {rate:.1f} images/s, "
+            print(f"evaluate: {self.done} of {self.total} images, {rate:.3g} images/s, "
                   f"{(self.total - self.done) / max(rate, 1e-9):.0f} s left", file=sys.stderr, flush=True)
 
     def __enter__(self):
