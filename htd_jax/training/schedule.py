@@ -1,4 +1,4 @@
-"""The learning rate at each step: linear warm-up, then steps down at the milestones (htd.md, section 12)."""
+"""The learning rate at each step: linear warm-up, then steps down at the milestones."""
 import jax.numpy as jnp
 
 from htd_jax import config as config_lib
