@@ -40,7 +40,7 @@ def functions(config):
                     labels=jnp.zeros(boxes.shape[:2], jnp.int32),
                     valid=jnp.tile(jnp.arange(config.test.max_detections) == 0, (count, 1)))
 
-    return model.Functions(init, lambda params, frozen: (params, frozen), loss, detect)
+    return model.Functions(init, None, loss, detect)
 
 
 if __name__ == "__main__":

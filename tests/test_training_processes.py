@@ -81,6 +81,7 @@ def kill_and_resume(data, tmp_path, times, total):
         while len(rows(tmp_path / "killed")) in (before, 0) and process.poll() is None and time.time() < until:
             time.sleep(0.01)
         time.sleep(generator.random() * 0.3)
+        assert process.poll() is None  # still training
         process.kill()
         process.wait()
     finish(start(data, tmp_path / "killed", **keys))

@@ -183,9 +183,10 @@ def initial_state(model, optimizer, config, mesh, checkpoints):
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes))
     if restored:
         return restored
+    weights = model.weights() if config.init_from else None  # what does not fit is found before anything is compiled
     params, frozen = jax.jit(model.init, out_shardings=everywhere)()
-    if config.init_from:
-        params, frozen = model.load(params, frozen)
+    if weights is not None:
+        params, frozen = model_lib.fill(params, weights), model_lib.fill(frozen, weights)
     return 0, jax.jit(init_state, out_shardings=everywhere)(params, frozen)
 
 

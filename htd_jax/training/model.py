@@ -3,6 +3,7 @@ from typing import Callable, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -17,12 +18,13 @@ class Functions(NamedTuple):
 
     Attributes:
         init: () -> (params, frozen), freshly initialised from config.seed. Can be jitted.
-        load: (params, frozen) -> the same with the weights of config.init_from in them.
+        weights: () -> nested dict of all parameters by path, numpy arrays out of config.init_from; shapes alone
+            (jax.ShapeDtypeStruct) where it has none. Raises UserError where it does not fit.
         loss: (params, frozen, batch, key) -> (total, logs).
         detect: (params, frozen, batch) -> detections.
     """
     init: Callable
-    load: Callable
+    weights: Callable
     loss: Callable
     detect: Callable
 
@@ -36,18 +38,28 @@ def functions(config):
         graphdef, params, frozen = nnx.split(model, trainable(config.model), ...)
         return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(frozen)
 
-    graphdef = parts(nnx.eval_shape(make))[0]
+    shapes = nnx.eval_shape(make)
+    graphdef = parts(shapes)[0]
 
-    def load(params, frozen):
-        model = nnx.merge(graphdef, params, frozen)
-        loading.initialise(model, config.init_from, config)
-        return parts(model)[1:]
+    def weights():
+        tensors = loading.load_tensors(config.init_from)
+        return loading.load_into(loading.tree_of(shapes), tensors, source=config.init_from,
+                                 new_classifier=config.new_classifier)
 
     return Functions(
         init=lambda: parts(make())[1:],
-        load=load,
+        weights=weights,
         loss=lambda params, frozen, batch, key: losses(nnx.merge(graphdef, params, frozen), batch, key, config),
         detect=lambda params, frozen, batch: detect(nnx.merge(graphdef, params, frozen), batch, config))
+
+
+def fill(tree, weights):
+    """Returns `tree`, a nested dict of arrays on devices, with the arrays that `weights` has at the same paths."""
+    if isinstance(tree, dict):
+        return {key: fill(value, weights[key]) for key, value in tree.items()}
+    if isinstance(weights, jax.ShapeDtypeStruct):
+        return tree
+    return jax.make_array_from_process_local_data(tree.sharding, np.asarray(weights, tree.dtype))
 
 
 def sharded_detect(detect_fn, mesh):
