@@ -16,12 +16,12 @@ def run(request):
 
 def test_every_loss(run):
     errors = train.loss_errors(run)
-    assert len(errors) == 20 and {name: error for name, error in errors.items() if error > 1e-5} == {}
+    assert len(errors) == 20 and {name: error for name, error in errors.items() if error > train.LOSS} == {}
 
 
 def test_every_gradient(run):
     errors = train.gradient_errors(run)
-    assert {name: error for name, error in errors.items() if max(error) > 1e-3} == {}
+    assert {name: error for name, error in errors.items() if max(error) > train.GRADIENT} == {}
     none = set(run.archive.under("grad_none/"))
     assert set(run.gradients) - none == set(errors) | {train.ZERO_IN_THEORY}
     assert np.abs(run.gradients[train.ZERO_IN_THEORY]).max() < 1e-8
@@ -45,10 +45,9 @@ def test_own_proposals(run):
 def test_anchors_sampled(run):
     anchors = train.all_anchors(run)
     chosen, deltas = run.anchors
-    for i, (height, width) in enumerate(run.batch["size"]):
+    for i in range(len(deltas)):
         golden = lambda key: run.archive[f"rpn.sampling.{i}/{key}"]
-        inside = (anchors[:, :2] >= 0).all(1) & (anchors[:, 2] < width) & (anchors[:, 3] < height)
-        rank = np.cumsum(inside) - 1  # the original counts the anchors inside the image alone
+        rank = train.positions(run, "rpn", i)
         index, positive, valid = chosen.index[i], chosen.positive[i], chosen.valid[i]
         np.testing.assert_array_equal(rank[index[positive]], golden("pos_inds"))
         np.testing.assert_array_equal(rank[index[valid & ~positive]], golden("neg_inds"))
@@ -69,7 +68,7 @@ def test_rois_sampled(run, stage):
     rois = run.seen["rois"][stage]
     for i in range(len(rois.index)):
         golden = lambda key: run.archive[f"s{stage}.sampling.{i}/{key}"]
-        position = positions(run, stage, i)
+        position = train.positions(run, f"s{stage}", i)
         positive, negative = rois.positive[i], rois.valid[i] & ~rois.positive[i]
         np.testing.assert_array_equal(position[rois.index[i][positive]], golden("pos_inds"))
         np.testing.assert_array_equal(position[rois.index[i][negative]], golden("neg_inds"))
@@ -77,17 +76,6 @@ def test_rois_sampled(run, stage):
         np.testing.assert_array_equal(rois.labels[i][positive], golden("pos_gt_labels"))
         np.testing.assert_allclose(rois.boxes[i][positive], golden("pos_bboxes"), atol=1e-3)
         np.testing.assert_allclose(rois.boxes[i][negative], golden("neg_bboxes"), atol=1e-3)
-
-
-def positions(run, stage, i):
-    """Where each of our candidates, [ground-truth slots, proposals], stands in the original's list of image i."""
-    present = run.batch["valid"][i]
-    if stage == 0:
-        proposals = np.ones(run.seen["proposals"][0].shape[1], bool)
-    else:  # stage 0's sampled RoIs, less the ground truth
-        first = run.seen["rois"][0]
-        proposals = first.valid[i] & ~first.is_gt[i]
-    return np.cumsum(np.concatenate([present, proposals])) - 1
 
 
 @pytest.mark.parametrize("stage", [0, 1])

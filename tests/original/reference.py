@@ -52,7 +52,12 @@ def abstract(name):
 @functools.lru_cache(maxsize=1)
 def weights(name):
     """{checkpoint name: float32 array, PyTorch layout} of a configuration, every tensor once."""
-    flat = traverse_util.flatten_dict(loading.tree_of(abstract(name)))
+    return draw(abstract(name))
+
+
+def draw(model):
+    """{checkpoint name: float32 array, PyTorch layout} of any model, which may be abstract."""
+    flat = traverse_util.flatten_dict(loading.tree_of(model))
     shapes = {names.checkpoint_name(".".join(map(str, path))): names.checkpoint_shape(x.shape) for path, x in flat.items()}
     return {tensor: weight(tensor, shape) for tensor, shape in shapes.items()}
 

@@ -16,8 +16,9 @@ from htd_jax.ops.anchors import grid_anchors
 from htd_jax.training import model as training_model
 from htd_jax.weights import names
 from original import reference
-from original.figures import Archive, relative
+from original.figures import Archive, Figure, relative, same_rows
 
+LOSS, GRADIENT = 1e-5, 1e-3
 ZERO_IN_THEORY = "roi_head.bbox_roi_extractor.1.conv2.bias"  # a constant added to all logits of a softmax
 
 
@@ -30,6 +31,20 @@ class Run(NamedTuple):
     gradients: dict
     seen: dict
     anchors: tuple
+
+
+def figures(name):
+    """The figures of `train_*.npz` for the configuration `name`."""
+    mine = run(name)
+    rows = [Figure(loss, error, LOSS) for loss, error in loss_errors(mine).items()]
+    norms, samples = zip(*gradient_errors(mine).values())
+    rows += [Figure(f"norm of {len(norms)} gradients", max(norms), GRADIENT),
+             Figure(f"entries of {len(samples)} gradients", max(samples), GRADIENT)]
+    boxes, _, valid = mine.seen["proposals"]
+    golden, present = golden_proposals(mine.archive)
+    shares = [same_rows(boxes[i][valid[i]], golden[i][present[i]]) for i in range(len(boxes))]
+    rows.append(Figure("proposals within .01 pixel", min(shares), 0.99, True))
+    return rows + [Figure(f"samples of {stage} equal", share, 1, True) for stage, share in same_samples(mine).items()]
 
 
 @functools.lru_cache(maxsize=1)
@@ -133,3 +148,33 @@ def gradient_errors(run):
             difference = np.linalg.norm(ours.reshape(-1)[:: int(every)] - golden)
             errors[name] = relative(np.linalg.norm(ours), norm), float(difference / norm * (ours.size / golden.size)**0.5)
     return errors
+
+
+def same_samples(run):
+    """{rpn, s0, s1: share of the sampled indices that are the original's}."""
+    chosen = run.anchors[0]
+    ours = {"rpn": (chosen.index, chosen.positive, chosen.valid)}
+    ours |= {f"s{k}": (rois.index, rois.positive, rois.valid) for k, rois in enumerate(run.seen["rois"])}
+    shares = {}
+    for stage, sampled in ours.items():
+        equal = []
+        for i, (index, positive, valid) in enumerate(zip(*sampled)):
+            place = positions(run, stage, i)
+            for kind, mask in (("pos", positive), ("neg", valid & ~positive)):
+                golden = run.archive[f"{stage}.sampling.{i}/{kind}_inds"]
+                mine = place[index[mask]]
+                equal.append(mine == golden if len(mine) == len(golden) else np.zeros(len(golden), bool))
+        shares[stage] = float(np.concatenate(equal).mean())
+    return shares
+
+
+def positions(run, stage, i):
+    """Where each of our candidates of `stage` (rpn, s0, s1) stands in the original's list for image i."""
+    if stage == "rpn":  # the anchors inside the image alone
+        anchors, (height, width) = all_anchors(run), run.batch["size"][i]
+        listed = (anchors[:, :2] >= 0).all(1) & (anchors[:, 2] < width) & (anchors[:, 3] < height)
+    else:  # [ground truth, proposals]; stage 1's proposals are stage 0's sampled RoIs, less the ground truth
+        first = run.seen["rois"][0]
+        proposals = np.ones(run.seen["proposals"][0].shape[1], bool) if stage == "s0" else first.valid[i] & ~first.is_gt[i]
+        listed = np.concatenate([run.batch["valid"][i], proposals])
+    return np.cumsum(listed) - 1

@@ -1,0 +1,26 @@
+"""Detections on photographs of COCO, by `eval.py` from a `.pth` of the original's form."""
+import pytest
+
+from original import photographs
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("photographs")
+
+
+@pytest.mark.parametrize("name", photographs.CONFIGS)
+def test_detections(name, shared, folder):
+    check(photographs.figures(name, folder))
+
+
+@pytest.mark.parametrize("key, value, least", [("data.pad_to", "bucket", photographs.BUCKET_MATCHED)])
+def test_what_padding_moves(key, value, least, shared, folder):
+    check(photographs.moved("coco_r50", folder, key, value, least))
+
+
+def check(figures):
+    wrong = [str(figure) for figure in figures if not figure.holds]
+    assert not wrong, "\n".join(wrong)
