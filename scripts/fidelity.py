@@ -48,9 +48,8 @@ def photographs(name):
 
 def moved(setting):
     from original import photographs
-    key, value = setting.split("=")
-    least = photographs.BUCKET_MATCHED if value == "bucket" else 0
-    return photographs.moved("coco_r50", work_folder(), key, value, least)
+    least = photographs.BUCKET_MATCHED if setting == "data.pad_to=bucket" else 0
+    return photographs.figures("coco_r50", work_folder(), f"--config.{setting}", least=least, most=math.inf)
 
 
 PARTS = {

@@ -11,20 +11,13 @@ from original.figures import Figure, match
 
 CONFIGS = {"coco_r50": "htd_r50", "coco_r50_tta": "htd_r50", "coco_r101_dcn": "htd_r101_dcn"}
 MATCHED, SCORES = 0.98, 1e-3
-BUCKET_MATCHED = 0.95  # of detections, between the two ways of padding
+BUCKET_MATCHED = 0.95  # under the other way of padding
 
 
-def figures(name, folder):
-    """The figures of `coco_*.json` called `name`; `folder` is for weights and output."""
+def figures(name, folder, *options, least=MATCHED, most=SCORES):
+    """The figures of `coco_*.json` called `name`, with `options` of eval.py changed; `folder` is for weights and output."""
     golden = json.loads(reference.find(f"{name}.json").read_text())
-    return compare(evaluate(name, folder), golden["detections"], MATCHED, SCORES)
-
-
-def moved(name, folder, key, value, least):
-    """How far detections move when `config.KEY` is `value`, against the golden run's settings."""
-    exact = evaluate(name, folder)
-    other = evaluate(name, folder, f"--config.{key}={value}")
-    return compare(other, exact, least, np.inf)
+    return compare(evaluate(name, golden, folder, options), golden["detections"], least, most)
 
 
 def compare(ours, golden, least, most):
@@ -42,23 +35,17 @@ def arrays(results, image_id):
             np.array([result["score"] for result in mine]), np.array([result["category_id"] for result in mine]))
 
 
-def evaluate(name, folder, *options):
-    """What `eval.py` leaves in detections.json for the photographs of `name`, under the golden run's settings.
-
-    Every different call runs once: its output stays in `folder`.
-    """
-    golden = json.loads(reference.find(f"{name}.json").read_text())
-    output = folder / "_".join([name, *(option.removeprefix("--config.").replace("=", "-") for option in options)])
-    if not (output / "detections.json").is_file():
-        settings = {"model.num_classes": reference.NUM_CLASSES, "data.pad_to": "exact",
-                    "test.scale": tuple(golden["scale"]), "test.tta": bool(golden["tta"]),
-                    "data.val.annotations": annotations(golden["images"], folder / f"{name}.json"),
-                    "data.val.images": reference.SHARED / "data" / "coco2017_mini" / "val2017"}
-        command = [sys.executable, "eval.py", "--config", f"configs/{CONFIGS[name]}.py", "--output", str(output),
-                   "--checkpoint", str(checkpoint(CONFIGS[name], folder)),
-                   *(f"--config.{key}={value}" for key, value in settings.items()), *options]
-        subprocess.run(command, cwd=reference.ROOT, check=True, stdout=subprocess.DEVNULL)
-    return json.loads((output / "detections.json").read_text())
+def evaluate(name, golden, folder, options):
+    """What `eval.py` leaves in detections.json for the photographs of `name`, under the golden run's settings."""
+    settings = {"model.num_classes": reference.NUM_CLASSES, "data.pad_to": "exact",
+                "test.scale": tuple(golden["scale"]), "test.tta": bool(golden["tta"]),
+                "data.val.annotations": annotations(golden["images"], folder / f"{name}.json"),
+                "data.val.images": reference.SHARED / "data" / "coco2017_mini" / "val2017"}
+    subprocess.run([sys.executable, "eval.py", "--config", f"configs/{CONFIGS[name]}.py", "--output", str(folder / name),
+                    "--checkpoint", str(checkpoint(CONFIGS[name], folder)),
+                    *(f"--config.{key}={value}" for key, value in settings.items()), *options],
+                   cwd=reference.ROOT, check=True, stdout=subprocess.DEVNULL)
+    return json.loads((folder / name / "detections.json").read_text())
 
 
 def annotations(image_ids, path):
