@@ -106,7 +106,9 @@ def main():
         print(f"measuring {part}", flush=True)
         subprocess.run([sys.executable, __file__, "--here", part], cwd=ROOT, check=True)
     import fidelity_document
-    DOCUMENT.write_text(fidelity_document.text(json.loads(RECORDS.read_text())))
+    records = json.loads(RECORDS.read_text())
+    ordered = {part: records[part] for part in PARTS if part in records}
+    DOCUMENT.write_text(fidelity_document.text(ordered, [part for part in PARTS if part not in records]))
     print(f"wrote {DOCUMENT.relative_to(ROOT)}")
 
 

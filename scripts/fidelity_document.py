@@ -64,11 +64,11 @@ DIFFERENCES = """\
 """
 
 
-def text(records):
-    """The document, from {part: record}."""
+def text(records, missing):
+    """The document, from {part: record} and the parts that were not measured."""
     sections = [section(name, {part.partition("/")[2]: record for part, record in records.items()
                                if part.startswith(f"{name}/")}) for name in SECTIONS]
-    return "\n".join([INTRODUCTION, *filter(None, sections), DIFFERENCES, how(records)])
+    return "\n".join([INTRODUCTION, *filter(None, sections), DIFFERENCES, how(records, missing)])
 
 
 def section(name, records):
@@ -101,11 +101,12 @@ def bounds(cells):
     return shown[0] if len(set(shown)) == 1 else ", ".join(shown)
 
 
-def how(records):
-    """A row for each part: what it was measured on."""
+def how(records, missing):
+    """A row for each part: what it was measured on; and what was not."""
     lines = ["## How it was measured", "", "Commit: that of the code measured; a + says that files of `htd_jax` or `configs` "
              "were changed but not committed.", "", "| `python scripts/fidelity.py` | commit | machine | versions | minutes |",
              "|---|---|---|---|---|"]
     lines += [f"| `{part}` | {r['commit']} | {r['machine']} | {r['versions']} | {r['seconds'] / 60:.1f} |"
               for part, r in records.items()]
+    lines += ["", f"Not measured: {', '.join(f'`{part}`' for part in missing)}."] if missing else []
     return "\n".join(lines) + "\n"
