@@ -91,28 +91,32 @@ def _detect_one(model, views, proposals, valid, config):
     single = len(views) == 1
     rois = [proposals if single else view.from_original(proposals) for view in views]
     classified = [classify(model, view, boxes, valid) for view, boxes in zip(views, rois)]
-    scores = sum(jax.nn.softmax(logits) for logits, _ in classified) / len(views)
+    scores = sum(jax.nn.softmax(logits) for logits, _, _ in classified) / len(views)
     scores = jnp.where(valid[:, None], scores[:, :-1], 0)
     needed = (scores > config.test.score).any(axis=1)
-    boxes = sum(view.to_original(regress(model, view, refined, needed))
-                for view, (_, refined) in zip(views, classified)) / len(views)
+    boxes = sum(view.to_original(regress(model, view, refined, crops, needed))
+                for view, (_, refined, crops) in zip(views, classified)) / len(views)
     select = {"hard": multiclass_nms, "soft": soft_nms}[config.test.nms]
     found = select(boxes, scores, config.test.nms_iou, config.test.score, config.test.max_detections)
     return dict(zip(("boxes", "scores", "labels", "valid"), found))
 
 
 def classify(model, view, rois, valid):
-    """Averaged logits of both stages `[N, classes + 1]` of `rois [N, 4]`, and stage 1's RoIs `[N, 4]`."""
+    """Averaged logits of both stages `[N, classes + 1]` of `rois [N, 4]`, stage 1's RoIs and their crops of all levels.
+
+    Stage 1's crop from a RoI's own level is one of its four, so it is selected, not pooled again.
+    """
     context = view.context[None]
     logits0, deltas = model.stage0(crop_own_level(view.pyramid, rois)[None], context)
     refined = decode(rois, deltas[0], stage0.STDS, view.size)
-    crops = crop_own_level(view.pyramid, refined)
-    logits1 = model.pgraph(crops[None], context, refined[None], valid[None], model.stage0.fc_cls)
-    return (logits0[0] + logits1[0]) / 2, refined
+    crops = crop_all_levels(view.pyramid, refined)
+    own = select_own_level(crops, refined)
+    logits1 = model.pgraph(own[None], context, refined[None], valid[None], model.stage0.fc_cls)
+    return (logits0[0] + logits1[0]) / 2, refined, crops
 
 
-def regress(model, view, rois, needed):
-    """Final boxes `[N, 4]`, in the view's pixels, of `rois [N, 4]`; right only where `needed [N]`.
+def regress(model, view, rois, crops, needed):
+    """Final boxes `[N, 4]`, in the view's pixels, of `rois [N, 4]` with `crops [4, N, 7, 7, C]`; right where `needed [N]`.
 
     BA is the dearest part of a test image, and only RoIs with a score that can be output need it. They are worked
     on a chunk at a time, as many chunks as there are, so that shapes are static and a hard image gets all of them.
@@ -120,12 +124,12 @@ def regress(model, view, rois, needed):
     count = len(rois)
     chunk = min(REGRESSED_AT_ONCE, count)
     order = jnp.pad(jnp.argsort(~needed, stable=True), (0, -count % chunk))
+    context = jnp.broadcast_to(view.context, (chunk, len(view.context)))
 
     def advance(step, deltas):
         index = jax.lax.dynamic_slice(order, (step * chunk,), (chunk,))
-        crops = crop_all_levels(view.pyramid, rois[index])
-        context = jnp.broadcast_to(view.context, (chunk, len(view.context)))
-        return deltas.at[index].set(model.border(crops, select_own_level(crops, rois[index]), context))
+        picked = crops[:, index]
+        return deltas.at[index].set(model.border(picked, select_own_level(picked, rois[index]), context))
 
     chunks = (needed.sum() + chunk - 1) // chunk
     deltas = jax.lax.fori_loop(0, chunks, advance, jnp.zeros((count, 4)))
