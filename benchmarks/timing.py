@@ -1,0 +1,99 @@
+"""How long a compiled function takes, the memory and arithmetic it needs, and what the device can do at best."""
+import contextlib
+import time
+from typing import Any, Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from htd_jax.models import detection
+from htd_jax.ops import roi_align
+
+
+class Times(NamedTuple):
+    """Seconds of one call: median, least and most of the repeats."""
+
+    median: float
+    low: float
+    high: float
+
+
+class Compiled(NamedTuple):
+    """`call()` runs it and waits; `seconds` it took to compile; `memory` bytes at its peak; `flops` of one call."""
+
+    call: Callable[[], Any]
+    seconds: float
+    memory: int
+    flops: float
+
+
+def compiled(function, *arguments, flops=None):
+    """Compiles `function` (jitted here) for `arguments`.
+
+    `flops`: where they are known; else they are counted in a lowering. Memory is what the compiler sets aside:
+    arguments, results and temporaries.
+    """
+    flops = count_flops(function, *arguments) if flops is None else flops
+    executable, seconds = compile_(jax.jit(function), *arguments)
+    sizes = executable.memory_analysis()
+    memory = sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
+    return Compiled(lambda: jax.block_until_ready(executable(*arguments)), seconds, memory, flops)
+
+
+def compile_(jitted, *arguments):
+    """(executable, seconds it took to compile it); tracing is not counted."""
+    lowered = jitted.lower(*arguments)
+    start = time.perf_counter()
+    return lowered.compile(), time.perf_counter() - start
+
+
+def times(calls, repeats):
+    """{name: Times} of `calls`, {name: function}; each is called once to warm up.
+
+    They take turns, so that what else the machine does meets all of them: ratios mean more than seconds.
+    """
+    for call in calls.values():
+        call()
+    seconds = {name: [] for name in calls}
+    for _ in range(repeats):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: Times(float(np.median(s)), min(s), max(s)) for name, s in seconds.items()}
+
+
+def count_flops(function, *arguments):
+    """Floating-point operations of one call, by XLA's count of the program before it is optimised.
+
+    Loops count once. The two that hide products, over chunks of RoIs, are made one chunk long here; what RoIAlign's
+    CPU form does in its loops over RoIs stays uncounted.
+    """
+    with _one_chunk():
+        lowered = jax.jit(lambda *a: function(*a)).lower(*arguments)  # a new function: traced anew
+    return lowered.cost_analysis().get("flops", 0.0)
+
+
+@contextlib.contextmanager
+def _one_chunk():
+    before = roi_align.CHUNK, detection.REGRESSED_AT_ONCE
+    roi_align.CHUNK = detection.REGRESSED_AT_ONCE = 1 << 30
+    try:
+        yield
+    finally:
+        roi_align.CHUNK, detection.REGRESSED_AT_ONCE = before
+
+
+def peak_flops(dtype, size=None, repeats=5):
+    """Floating-point operations a second of the best of some large matrix products: what this device can do."""
+    size = size or (3072 if jax.default_backend() == "cpu" else 8192)
+    a = jax.random.normal(jax.random.key(0), (size, size), dtype)
+    product = compiled(jnp.matmul, a, a, flops=2 * size**3)
+    return product.flops / times({"product": product.call}, repeats)["product"].low
+
+
+def device_memory_peak():
+    """Bytes the accelerator had in use at most so far; None on a CPU."""
+    stats = jax.devices()[0].memory_stats()
+    return stats["peak_bytes_in_use"] if stats else None
