@@ -10,17 +10,17 @@ from htd_jax import cli
 from htd_jax.errors import UserError
 
 _CONFIG = cli.define_config()
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of checkpoints and logs; started again on it, training goes on.')
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints and logs; started again on it, training goes on.")
 
 
 def main(arguments):
     if arguments:
-        raise UserError(f'unexpected argument {arguments[0]!r}; keys are set as --config.KEY=VALUE')
+        raise UserError(f"unexpected argument {arguments[0]!r}; keys are set as --config.KEY=VALUE")
     if not _WORKDIR.value:
-        raise UserError('--workdir is missing; for example --workdir runs/r50')
+        raise UserError("--workdir is missing; for example --workdir runs/r50")
     from htd_jax.training import loop  # after the command line is known to be good: the imports take seconds
     loop.train(_CONFIG.value, _WORKDIR.value)
 
 
-if __name__ == '__main__':
+if __name__ == "__main__":
     cli.run(main, __doc__)

@@ -19,5 +19,5 @@ def get_config():
     config.base_lr = 0.015
     config.total_epochs = 24
     config.milestones = (16, 22)
-    config.test.nms = 'soft'
+    config.test.nms = "soft"
     return config

@@ -20,5 +20,5 @@ def get_config():
     config.milestones = (16, 22)
     config.data.scale = (1600, 800)  # the short side comes from short_range
     config.data.short_range = (400, 1400)
-    config.test.nms = 'soft'
+    config.test.nms = "soft"
     return config

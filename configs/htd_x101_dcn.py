@@ -19,6 +19,6 @@ def get_config():
     config.milestones = (16, 22)
     config.data.scale = (1600, 800)  # the short side comes from short_range
     config.data.short_range = (400, 1400)
-    config.test.nms = 'soft'
+    config.test.nms = "soft"
     config.test.scale = (1600, 800)
     return config

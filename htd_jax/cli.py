@@ -1,4 +1,5 @@
 """What train.py, eval.py and predict.py share: the --config flag, and bad input as one line on stderr with status 2."""
+import logging
 import re
 import sys
 import traceback
@@ -9,12 +10,12 @@ from ml_collections import config_flags
 from htd_jax import config as config_lib
 from htd_jax.errors import UserError
 
-_HELP = {'-h', '-help', '--help', '--helpshort', '--helpfull'}
+_HELP = {"-h", "-help", "--help", "--helpshort", "--helpfull"}
 
 
 def define_config():
     """Defines --config FILE and, with it, --config.KEY=VALUE; returns the holder, whose `.value` is the ConfigDict."""
-    return config_flags.DEFINE_config_file('config', None, 'A file of configs/; its keys are set by --config.KEY=VALUE.')
+    return config_flags.DEFINE_config_file("config", None, "A file of configs/; its keys are set by --config.KEY=VALUE.")
 
 
 def run(main, doc):
@@ -25,8 +26,10 @@ def run(main, doc):
         doc: what --help prints before the flags; has an example.
     """
     if _HELP & set(sys.argv[1:]):
-        print(doc.strip(), flags.FLAGS.main_module_help(), sep='\n')
+        print(doc.strip(), flags.FLAGS.main_module_help(), sep="\n")
         return
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("htd_jax").setLevel(logging.INFO)
     try:
         main(_parse(sys.argv))
     except UserError as error:
@@ -35,7 +38,7 @@ def run(main, doc):
 
 def fail(error):
     """Prints the error as one line on stderr; returns the exit status for it."""
-    print('error:', ' '.join(str(error).split()), file=sys.stderr)
+    print("error:", " ".join(str(error).split()), file=sys.stderr)
     return 2
 
 
@@ -46,12 +49,12 @@ def _parse(argv):
         rest = flags.FLAGS(argv)[1:]
         config = flags.FLAGS.config
         if config is None:
-            raise UserError('--config is missing; for example --config configs/htd_r50.py')
+            raise UserError("--config is missing; for example --config configs/htd_r50.py")
         config_lib.validate(config)
     except UserError:
         raise
     except flags.Error as error:
-        raise UserError(str(error).replace('flag --', '--')) from error
+        raise UserError(str(error).replace("flag --", "--")) from error
     except Exception as error:  # the config file is Python and may raise anything
         raise UserError(_unusable_config(error)) from error
     return rest
@@ -61,15 +64,15 @@ def _check_override_names(arguments):
     """Unknown keys are named here, whole and with their value: ml_collections names only the last part."""
     known = config_lib.flatten(config_lib.default_config())
     for argument in arguments:
-        override = re.match(r'--?(?:no)?config\.([^=]*)(.*)', argument)
+        override = re.match(r"--?(?:no)?config\.([^=]*)(.*)", argument)
         if override and override[1] not in known:
             hint = config_lib.suggestion(override[1], known)
-            raise UserError(f'--config.{override[1]}{override[2]}: there is no such key{hint}')
+            raise UserError(f"--config.{override[1]}{override[2]}: there is no such key{hint}")
 
 
 def _unusable_config(error):
-    words = str(error).split('\n')
+    words = str(error).split("\n")
     if isinstance(error, OSError):
-        return f'--config cannot be read: {words[-1].strip()}'
+        return f"--config cannot be read: {words[-1].strip()}"
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f'--config cannot be used: {type(error).__name__}: {words[0]} ({frame.filename}, line {frame.lineno})'
+    return f"--config cannot be used: {type(error).__name__}: {words[0]} ({frame.filename}, line {frame.lineno})"

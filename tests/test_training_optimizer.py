@@ -20,7 +20,7 @@ def reference_rate(i, lr=0.02, per_epoch=100, milestones=(8, 11), warmup=500):
     return lr * (1 - (1 - i / warmup) * (1 - 0.001)) if i < warmup else lr
 
 
-@pytest.mark.parametrize('step', [0, 1, 250, 499, 500, 799, 800, 1099, 1100, 1199])
+@pytest.mark.parametrize("step", [0, 1, 250, 499, 500, 799, 800, 1099, 1100, 1199])
 def test_schedule(step):
     rate = schedule.learning_rate(config(), steps_per_epoch=100)
     assert float(rate(step)) == pytest.approx(reference_rate(step), rel=1e-6)
@@ -64,19 +64,19 @@ def test_sgd_is_the_recipe():
     rng = np.random.default_rng(0)
     def normal():
         return rng.normal(size=(3, 2)).astype(np.float32)
-    weights = {name: normal() for name in ('kernel', 'late', 'never')}
-    gradients = [{'kernel': normal(), 'never': np.zeros((3, 2), np.float32), 'late': normal() * np.float32(i in (3, 5))}
+    weights = {name: normal() for name in ("kernel", "late", "never")}
+    gradients = [{"kernel": normal(), "never": np.zeros((3, 2), np.float32), "late": normal() * np.float32(i in (3, 5))}
                  for i in range(12)]
     got = run(config(weight_decay=1e-2), weights, gradients, per_epoch=1)
     want = numpy_sgd(weights, gradients, [reference_rate(i, per_epoch=1) for i in range(12)], decay=1e-2)
     for name in weights:
         np.testing.assert_allclose(got[name], want[name], rtol=1e-5)
-    np.testing.assert_array_equal(got['never'], weights['never'])
-    assert np.abs(got['late'] - weights['late']).max() > 1e-6
+    np.testing.assert_array_equal(got["never"], weights["never"])
+    assert np.abs(got["late"] - weights["late"]).max() > 1e-6
 
 
 def test_clipping():
-    weights = {'w': jnp.zeros(2)}
+    weights = {"w": jnp.zeros(2)}
     c = config(clip_norm=1.0, warmup_steps=0, lr=1.0, milestones=())
-    np.testing.assert_allclose(run(c, weights, [{'w': jnp.array([3.0, 4.0])}], 1)['w'], [-0.6, -0.8], rtol=1e-6)
-    np.testing.assert_allclose(run(c, weights, [{'w': jnp.array([0.3, 0.4])}], 1)['w'], [-0.3, -0.4], rtol=1e-6)
+    np.testing.assert_allclose(run(c, weights, [{"w": jnp.array([3.0, 4.0])}], 1)["w"], [-0.6, -0.8], rtol=1e-6)
+    np.testing.assert_allclose(run(c, weights, [{"w": jnp.array([0.3, 0.4])}], 1)["w"], [-0.3, -0.4], rtol=1e-6)
