@@ -16,7 +16,7 @@ cli.run(lambda rest: print(json.dumps([CONFIG.value.to_dict(), rest])), "Example
 
 
 def run(*arguments, script=("-c", SHOW)):
-    return subprocess.run([sys.executable, *script, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, *script, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=600)
 
 
 def test_overrides_reach_the_config():

@@ -34,7 +34,7 @@ def start(data, workdir, environment=None, **keys):
 
 
 def finish(process):
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=900)
     assert process.returncode == 0, err
     return err
 
@@ -50,7 +50,7 @@ def losses(workdir):
 
 
 def wait_for_step(workdir, step, process):
-    until = time.time() + 120
+    until = time.time() + 900
     while not (rows(workdir) and rows(workdir)[-1]["step"] >= step):
         assert process.poll() is None and time.time() < until, process.communicate()[1]
         time.sleep(0.01)
@@ -77,7 +77,7 @@ def kill_and_resume(data, tmp_path, times, total):
     generator = random.Random(0)
     for _ in range(times):
         process, before = start(data, tmp_path / "killed", **keys), len(rows(tmp_path / "killed"))
-        until = time.time() + 60
+        until = time.time() + 900
         while len(rows(tmp_path / "killed")) in (before, 0) and process.poll() is None and time.time() < until:
             time.sleep(0.01)
         time.sleep(generator.random() * 0.3)
