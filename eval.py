@@ -4,7 +4,8 @@ Example:
   python eval.py --config configs/htd_r50.py --checkpoint runs/r50 --output runs/r50/eval
   python eval.py --config configs/htd_r50.py --checkpoint htd_r50.safetensors --config.test.batch_size=8
 
-The output folder gets metrics.json, detections.json (COCO results, ready for the test-dev server) and report.html.
+The output folder gets metrics.json, detections.json (COCO results, ready for the test-dev server), detections.png and
+report.html.
 """
 from absl import flags
 

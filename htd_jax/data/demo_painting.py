@@ -6,7 +6,7 @@ import numpy as np
 
 from htd_jax.data.demo_scenes import SIZE, warp
 
-CONTRAST = 65  # least difference of an ink's brightness from what lies under it, of 255
+INK_CONTRAST, PICTURE_CONTRAST = 90, 40  # least differences from the mean brightness of what lies under, of 255
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
@@ -31,18 +31,13 @@ def _background(photos, rng):
     y, x = (int(rng.integers(0, n - side + 1)) for n in photo.shape[:2])
     piece = cv2.resize(photo[y:y + side, x:x + side], (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
     piece = cv2.flip(piece, 1) if rng.uniform() < 0.5 else piece
-    contrast, level = rng.uniform(0.4, 0.9), rng.uniform(70, 185)
+    contrast, level = rng.uniform(0.35, 0.8), rng.uniform(70, 185)
     return cv2.addWeighted(piece, contrast, piece, 0, level - contrast * np.mean(cv2.mean(piece)[:3]))
 
 
 def _ink(item, region, rng):
     """One colour, lighter or darker than what it covers, a little brighter towards one side."""
-    under = float((region @ LUMA).mean())
-    darker, lighter = under - CONTRAST, 255 - (under + CONTRAST)
-    if rng.uniform() * (max(darker, 0) + max(lighter, 0)) < darker:
-        luma = rng.uniform(0, darker)
-    else:
-        luma = rng.uniform(255 - lighter, 255)
+    luma = _apart_from(float((region @ LUMA).mean()), INK_CONTRAST, 0, 255, rng)
     tint = rng.uniform(-60, 60, size=3)
     colour = (luma + tint - tint @ LUMA).astype(np.float32)
     slope = np.linspace(-1, 1, region.shape[1], dtype=np.float32) * np.float32(rng.uniform(-20, 20))
@@ -50,10 +45,18 @@ def _ink(item, region, rng):
 
 
 def _picture(item, region, rng):
-    """The sprite's texture through its matrix, brightness, contrast and tint varied."""
+    """The sprite's texture through its matrix, with another contrast, tint and brightness."""
+    level = np.float32(_apart_from(float((region @ LUMA).mean()), PICTURE_CONTRAST, 60, 195, rng))
     shown = warp(item.sprite.texture, item.matrix, item.alpha.shape, cv2.BORDER_REPLICATE).astype(np.float32)
-    tint = rng.uniform(0.85, 1.15, size=3).astype(np.float32)
-    return np.clip((shown - 128) * tint * np.float32(rng.uniform(0.7, 1.2)) + np.float32(rng.uniform(100, 155)), 0, 255)
+    tint = rng.uniform(0.92, 1.08, size=3).astype(np.float32)
+    return np.clip(((shown - shown.mean()) * np.float32(rng.uniform(0.7, 1.2)) + level) * tint, 0, 255)
+
+
+def _apart_from(value, gap, low, high, rng):
+    """A number in low..high that differs from `value` by at least `gap`; every such number is equally likely."""
+    below, above = max(value - gap - low, 0), max(high - value - gap, 0)
+    drawn = rng.uniform(0, below + above)
+    return low + drawn if drawn < below else high - (drawn - below)
 
 
 @functools.cache

@@ -11,8 +11,9 @@ import numpy as np
 from htd_jax.data.demo_sources import FIELD, Sources, Sprite
 
 SIZE = 224  # pixels, square
-SHORTEST, USUAL, LONGEST = 12.5, 44, 198  # an object's long side in pixels: triangular in its logarithm
-OBJECTS, DISTRACTORS = (2, 7), (1, 3)  # drawn a scene, both ends included
+DISTRACTOR_SHARES = (0.5, 0.25, 0.25)  # letters, ovals, pieces of photographs
+SHORTEST, USUAL, LONGEST = 12.5, 80, 198  # an object's long side in pixels: triangular in its logarithm
+OBJECTS, DISTRACTORS = (3, 8), (1, 2)  # drawn a scene, both ends included
 MOST_HIDDEN = 0.2  # of what is left of a sprite, by one on top of it
 MOST_OVERLAP = 0.3  # IoU of two sprites' windows
 VISIBLE = 100  # opacity, of 255, above which a pixel belongs to a sprite
@@ -57,7 +58,7 @@ def layout(sources: Sources, rng: np.random.Generator) -> Layout:
 def _draw(sources, rng):
     """(size, sprite) of every object and distractor of a scene; classes are equally likely."""
     groups = [sources.objects[k] for k in rng.integers(len(sources.objects), size=rng.integers(*OBJECTS, endpoint=True))]
-    kinds = rng.integers(len(sources.distractors), size=rng.integers(*DISTRACTORS, endpoint=True))
+    kinds = rng.choice(len(sources.distractors), rng.integers(*DISTRACTORS, endpoint=True), p=DISTRACTOR_SHARES)
     groups += [sources.distractors[k] for k in kinds]
     sizes = np.exp(rng.triangular(*np.log((SHORTEST, USUAL, LONGEST)), size=len(groups)))
     return [(size, group[rng.integers(len(group))]) for size, group in zip(sizes, groups)]
@@ -67,7 +68,7 @@ def _shape(sprite, size, rng):
     """The sprite with its outline's long side at `size`: matrix [2, 3] from field to alpha, and alpha [h, w]."""
     angle = np.deg2rad(rng.uniform(-sprite.turn, sprite.turn))
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    linear = turn @ [[rng.uniform(0.85, 1.15), rng.uniform(-0.15, 0.15)], [0, 1]]
+    linear = turn @ [[rng.uniform(0.9, 1.1), rng.uniform(-0.1, 0.1)], [0, 1]]
     points = sprite.points @ linear.T
     scale = size / (np.ptp(points, axis=0).max() + 1)
     width, height = np.ceil(np.ptp(points, axis=0) * scale).astype(int) + 3

@@ -1,8 +1,8 @@
 """The real material that demo scenes are made of, read from installed packages and divided between the splits.
 
-Handwritten digits come with scikit-learn (UCI's optical digits, 8x8); faces and non-faces (a subset of LFW, 25x25),
-photographs and Greek coins with scikit-image; two photographs with scikit-learn. Nothing is downloaded.
-Every item belongs to one split: digits, faces and coins by index, photographs whole, letters by letter.
+Handwritten digits (UCI's optical digits, 8x8) and two photographs come with scikit-learn; more photographs, and faces
+and non-faces (a subset of LFW, 25x25), with scikit-image. Nothing is downloaded.
+Every item belongs to one split: digits and faces by index, photographs whole, letters by letter.
 """
 import dataclasses
 import functools
@@ -12,12 +12,11 @@ import numpy as np
 
 from htd_jax.errors import UserError
 
-CLASSES = tuple("0123456789") + ("coin", "face")
-COIN, FACE = 10, 11
+CLASSES = tuple("0123456789")
 DISTRACTOR = -1
 
 FIELD = 48  # sprites are kept at most this many pixels long
-# (rows, columns) that may be used: a face in a background would be an object without a box.
+# (rows, columns) that may be used.
 PHOTOS = {
     "train": {"china": ..., "coffee": ..., "rocket": ..., "immunohistochemistry": ..., "grass": ..., "brick": ...,
               "stereo_motorcycle": ..., "astronaut": (slice(230, 512), slice(0, 512))},
@@ -66,11 +65,9 @@ def load(split):
     digits = _digits(sklearn.datasets.load_digits(), split)
     lfw = np.rint(skimage.data.lfw_subset() * 255).astype(np.uint8)
     photos = {name: _photo(name, region) for name, region in PHOTOS[split].items()}
-    faces = [_oval(FACE, f"lfw {i}", lfw[i], 15) for i in _part(np.arange(100), split)]
-    not_faces = [_oval(DISTRACTOR, f"lfw {i}", lfw[i], 15) for i in _part(np.arange(100, 200), split)]
-    coins = _part(_coins(skimage.data.coins()), split)
-    objects = [[s for s in digits if s.label == k] for k in range(10)] + [coins, faces]
-    distractors = [_scrambled(digits), _letters(split), not_faces, _patches(photos)]
+    ovals = [_oval(f"lfw {i}", lfw[i]) for i in _part(np.arange(len(lfw)), split)]
+    objects = [[s for s in digits if s.label == k] for k in range(10)]
+    distractors = [_letters(split), ovals, _patches(photos)]
     return Sources(tuple(map(tuple, objects)), tuple(map(tuple, distractors)), photos)
 
 
@@ -94,19 +91,9 @@ def _sprite(label, source, field, texture, turn):
 
 
 def _digits(bunch, split):
-    """Sprites of the digits; a stroke's outline lies at 45 % of full ink."""
+    """Sprites of the digits; a stroke's outline lies at half of full ink."""
     rows = _part(np.arange(len(bunch.target)), split)
-    return [_ink(int(bunch.target[i]), f"digit {i}", bunch.images[i] / 16 * 1.1, 12) for i in rows]
-
-
-def _scrambled(digits):
-    """Digits whose quarters have changed places: strokes of the same hands that mean nothing."""
-    def swap(sprite):
-        h, w = (n // 2 for n in sprite.field.shape)
-        field = np.roll(sprite.field, (h, w), (0, 1))
-        return _sprite(DISTRACTOR, f"scrambled {sprite.source}", field, None, 90)
-
-    return [swap(s) for s in digits[::5] if s.label in (2, 3, 4, 5, 7)]
+    return [_ink(int(bunch.target[i]), f"digit {i}", bunch.images[i] / 16, 8) for i in rows]
 
 
 def _letters(split):
@@ -118,43 +105,29 @@ def _letters(split):
     return [letter(char) for char in LETTERS[split]]
 
 
-def _oval(label, source, texture, turn):
-    """A sprite that shows a picture (grey or RGB) in the ellipse that fits it."""
-    texture = texture if texture.ndim == 3 else np.repeat(texture[..., None], 3, axis=2)
-    texture = cv2.resize(texture, (FIELD, FIELD), interpolation=cv2.INTER_LINEAR)
+def _oval(source, texture):
+    """A distractor that shows a grey picture in the ellipse that fits it."""
     field = np.zeros((FIELD, FIELD), np.uint8)
     cv2.ellipse(field, (FIELD // 2, FIELD // 2), (FIELD // 2 - 5, FIELD // 2 - 2), 0, 0, 360, 255, -1)
-    return _sprite(label, source, cv2.GaussianBlur(field, (0, 0), 1.5), texture, turn)
+    return _framed(source, np.repeat(texture[..., None], 3, axis=2), field, 15)
+
+
+def _framed(source, texture, field, turn):
+    texture = cv2.resize(texture, field.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    return _sprite(DISTRACTOR, source, cv2.GaussianBlur(field, (0, 0), 1.5), texture, turn)
 
 
 def _patches(photos):
-    """Round pieces of the split's photographs: outlined like a coin or a face, and neither."""
+    """Pieces of the split's photographs, with four corners."""
     rng = np.random.default_rng(0)
+    frame = np.pad(np.full((FIELD - 6, FIELD - 6), 255, np.uint8), 3)
 
     def patch(name, photo):
         size = int(rng.integers(40, 120))
         y, x = (int(rng.integers(0, n - size + 1)) for n in photo.shape[:2])
-        return _oval(DISTRACTOR, f"patch {name} {x} {y} {size}", photo[y:y + size, x:x + size], 180)
+        return _framed(f"patch {name} {x} {y} {size}", photo[y:y + size, x:x + size], frame, 180)
 
     return [patch(name, photo) for name, photo in photos.items() for _ in range(12)]
-
-
-def _coins(photo):
-    """The 24 coins of scikit-image's photograph, cut out as its own tutorial does: watershed on the gradient."""
-    from scipy import ndimage
-    from skimage.filters import sobel
-    from skimage.segmentation import watershed
-
-    markers = np.where(photo < 30, 1, np.where(photo > 150, 2, 0))
-    regions, _ = ndimage.label(ndimage.binary_fill_holes(watershed(sobel(photo), markers) - 1))
-    boxes = [(k + 1, box) for k, box in enumerate(ndimage.find_objects(regions)) if box[0].stop - box[0].start > 20]
-    return [_coin(k, photo, regions == k, box) for k, box in boxes]
-
-
-def _coin(number, photo, mask, box):
-    y, x = (slice(max(s.start - 2, 0), s.stop + 2) for s in box)
-    field = cv2.GaussianBlur(mask[y, x].astype(np.uint8) * 255, (0, 0), 1.5)
-    return _sprite(COIN, f"coin {number}", field, np.repeat(photo[y, x, None], 3, axis=2), 180)
 
 
 def _photo(name, region):

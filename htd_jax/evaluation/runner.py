@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from htd_jax.errors import UserError
-from htd_jax.evaluation import coco, report, views
+from htd_jax.evaluation import coco, picture, report, views
 
 FIELDS = ("boxes", "scores", "labels", "valid")
 log = logging.getLogger(__name__)
@@ -30,7 +30,8 @@ def evaluate(detect_fn, dataset, config, output=None, mesh=None):
       detect_fn: batch (numpy) -> detections; `model.make_detect_fn` makes one.
       dataset: what `data.open_dataset` gives.
       config: `test` and `data` are read here.
-      output: folder for metrics.json, detections.json and report.html, written by process 0; None for none.
+      output: folder for metrics.json, detections.json, detections.png and report.html, written by process 0; None
+        for none.
       mesh: the mesh that `detect_fn` spreads a batch over, `config.test.batch_size` images a device; None for
         one device.
 
@@ -148,6 +149,7 @@ def _write(folder, metrics, results, dataset, detections, config):
     try:
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
         (folder / "detections.json").write_text(json.dumps(results))
+        picture.write(folder / "detections.png", dataset, detections)
         report.write(folder / "report.html", metrics, dataset, detections, config, shlex.join(sys.argv))
     except OSError as error:
         raise UserError(f"cannot write to the output folder {folder}: {error.strerror}") from error
