@@ -188,7 +188,8 @@ def test_two_hosts_with_two_devices_each_give_the_numbers_of_one(tmp_path):
     assert [host.returncode for host in hosts] == [0, 0], told
     expected = runner.evaluate(oracle, Scenes(), settings())
     assert [json.loads(out.splitlines()[-1]) for out, _ in told] == [expected, expected]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["detections.json", "metrics.json", "report.html"]
+    written = sorted(p.name for p in tmp_path.iterdir())
+    assert written == ["detections.json", "detections.png", "metrics.json", "report.html"]
 
 
 def one_host(port, number, output):
