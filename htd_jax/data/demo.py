@@ -1,8 +1,8 @@
 """The `demo` source: scenes composed on the fly from what installed packages carry, so that nothing is downloaded.
 
 Ten classes: handwritten digits, 13 to 200 pixels long, overlapping, among letters, faces and pieces of photographs, on
-photographs. Scene i of a split is the same every time it is asked for;
-the two splits share no digit, distractor or photograph.
+photographs. Scene i of a split is the same every time it is asked for; the two splits share no digit, distractor or
+photograph.
 """
 import functools
 
