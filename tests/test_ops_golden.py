@@ -142,3 +142,20 @@ def test_assign_proposals(stage, threshold):
     assigned = jax.jit(matching.assign_proposals)(
         proposals, np.ones(len(proposals), bool), gts, np.arange(10) < 7, threshold)
     np.testing.assert_array_equal(assigned, GOLDEN[f"assign/{stage}_gt_inds"])
+
+
+def test_roi_align_counts_samples_exactly_when_compiled():
+    """RoIs of a whole multiple of 7 cells, against the same samples summed one by one in numpy."""
+    cells = 210
+    sizes = np.arange(7, 210, 7, dtype=np.float32)
+    weights = np.asarray(jax.jit(roi_align.axis_weights, static_argnums=2)(0 * sizes + 0.5, sizes + 0.5, cells))
+    for size, row in zip(sizes, weights):
+        n = int(size) // 7
+        expected = np.zeros((7, cells))
+        for bin_index in range(7):
+            for i in range(n):
+                position = 0.5 + (bin_index + (i + 0.5) / n) * size / 7
+                low = int(position)
+                expected[bin_index, low] += (1 - position + low) / n
+                expected[bin_index, min(low + 1, cells - 1)] += (position - low) / n
+        np.testing.assert_allclose(row, expected, atol=2e-5)

@@ -20,8 +20,9 @@ def axis_weights(start, end, cells):
     Sample i of a bin lies at (i + .5)/n of it. One below -1 or above `cells` counts 0, one between -1 and 0 is moved
     to 0, one beyond the last cell to the last cell. Without size, or a negative one, all weights are 0.
     """
-    bin_size = ((end - start) / BINS)[:, None, None]
-    n = jnp.maximum(jnp.ceil(bin_size), 0)
+    size = (end - start)[:, None, None]
+    bin_size = size / BINS
+    n = jnp.maximum(_exact_ceil(size, BINS), 0)
     step = jnp.where(n > 0, bin_size / jnp.maximum(n, 1), 1)
     first = start[:, None, None] + jnp.arange(BINS, dtype=start.dtype)[:, None] * bin_size + step / 2
     edges = jnp.arange(-1, cells + 1, dtype=start.dtype)
@@ -34,6 +35,12 @@ def axis_weights(start, end, cells):
     at_end = (jnp.clip(jnp.floor((cells - first) / step) + 1, 0, n) - below[..., -1:])[..., 0]
     weights = weights.at[..., -1].add(toward_next[..., -1] + at_end)
     return weights / jnp.maximum(n, 1)
+
+
+def _exact_ceil(value, divisor):
+    """ceil(value / divisor). Compiled, the division is a product with 1 / divisor: 42 / 7 would be more than 6."""
+    n = jnp.ceil(value / divisor)
+    return n - (value <= (n - 1) * divisor) + (value > n * divisor)
 
 
 def roi_align(features, rois, stride, where=None):
