@@ -61,6 +61,10 @@ class Checkpoints:
         tree = dict(state, checksums=_checksums(state))
         self._guarded(self._manager.save, step, args=ocp.args.Composite(state=ocp.args.StandardSave(tree)), metrics=metrics)
 
+    def check(self):
+        """Raises as `save` does if what is being written in the background has failed; costs nothing."""
+        self._guarded(self._manager.check_for_errors)
+
     def wait(self):
         """Waits until everything is on disk; raises as `save` does."""
         self._guarded(self._manager.wait_until_finished)

@@ -117,6 +117,8 @@ def run(state, start, total, config, *, step_fn, batches, evaluate, checkpoints,
         if told or step == total:
             return metrics
 
+        checkpoints.check()
+
         # ---- the next batch
         batch, on_devices = _next(batches, late, logbook)
         skipped.add(batch.get("skipped", ()), len(batch["index"]))

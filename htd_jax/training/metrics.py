@@ -4,15 +4,13 @@ Time is kept honestly: what is spent compiling, evaluating and saving is not cou
 """
 import contextlib
 import datetime
-import json
-import math
-import pathlib
 import sys
 import time
 
 import jax
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
+
+from htd_jax.training.logfiles import Board, Rows
 
 
 class Clock:
@@ -55,8 +53,8 @@ class Logbook:
         self.clock = Clock()
         self._total, self._images, self._every, self._writes = total, images_per_step, log_every, writes
         self._waited, self._since, self._since_step = 0.0, 0.0, start
-        self._files = [_Rows(workdir / name, start, writes) for name in ("metrics.jsonl", "evaluations.jsonl")]
-        self._board = SummaryWriter(str(workdir), purge_step=start + 1) if writes else None
+        self._rows, self._evaluations = (Rows(workdir / f"{name}.jsonl", start, writes) for name in ("metrics", "evaluations"))
+        self._board = Board(workdir, start) if writes else None
         self._bar = tqdm(total=total, initial=start, unit="step", disable=not (writes and sys.stderr.isatty()),
                          dynamic_ncols=True)
 
@@ -65,8 +63,6 @@ class Logbook:
 
     def __exit__(self, *_):
         self._bar.close()
-        if self._board:
-            self._board.close()
 
     def waited(self, seconds):
         """Adds time in which the devices waited for data."""
@@ -74,7 +70,7 @@ class Logbook:
 
     def evaluated(self, step):
         """Whether evaluations.jsonl has this step already."""
-        return step in self._files[1].steps
+        return step in self._evaluations.steps
 
     def step(self, step, logs, skipped=0):
         """Takes the logs of a finished step, a dict of numbers; writes a row where one is due."""
@@ -83,13 +79,13 @@ class Logbook:
             return
         row = dict(step=step) | {name: float(value) for name, value in logs.items()}
         row |= self._speed(step) | dict(skipped=skipped) | _memory()
-        self._files[0].append(row)
+        self._rows.append(row)
         self._show(row)
 
     def evaluation(self, step, metrics):
         """Writes the 12 numbers of an evaluation; `metrics` is a dict that may hold more."""
         numbers = {name: float(value) for name, value in metrics.items() if isinstance(value, (int, float))}
-        self._files[1].append(dict(step=step) | numbers)
+        self._evaluations.append(dict(step=step) | numbers)
         self.say(f"step {step}: AP {metrics['AP']:.4f}, AP50 {metrics['AP50']:.4f}")
         self._plot(step, {f"eval/{name}": value for name, value in numbers.items()})
 
@@ -119,41 +115,7 @@ class Logbook:
 
     def _plot(self, step, values):
         if self._board:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
-
-
-class _Rows:
-    """A file of JSON objects, one a line, in the order of their `step`."""
-
-    def __init__(self, path, last, writes):
-        self._path, self._writes = pathlib.Path(path), writes
-        kept = [row for row in _read(self._path) if row["step"] <= last]
-        self.steps = {row["step"] for row in kept}
-        if writes:
-            new = self._path.with_suffix(".new")
-            new.write_text("".join(_line(row) for row in kept))
-            new.replace(self._path)
-
-    def append(self, row):
-        self.steps.add(row["step"])
-        if self._writes:
-            with self._path.open("a") as file:
-                file.write(_line(row))
-
-
-def _read(path):
-    """The rows of a file; a last line that was cut off when the process was killed is left out."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError):
-            rows.append(json.loads(line))
-    return rows
-
-
-def _line(row):
-    """JSON has no NaN: a number that is not finite becomes null."""
-    return json.dumps({k: v if math.isfinite(v) else None for k, v in row.items()}) + "\n"
+            self._board.add(step, values)
 
 
 def _memory():
