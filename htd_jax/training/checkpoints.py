@@ -20,6 +20,7 @@ from htd_jax.errors import UserError
 log = logging.getLogger(__name__)
 # Orbax logs every error that it then raises, with a page of traceback, and remarks on every save.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+logging.getLogger("asyncio").addFilter(lambda record: "orbax" not in record.getMessage())
 _SHOWN = 6  # tensors that an error lists
 
 
