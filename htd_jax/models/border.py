@@ -19,8 +19,24 @@ class ConvGN(nnx.Module):
         self.gn = nnx.GroupNorm(outputs, groups, epsilon=1e-5, dtype=dtype, rngs=rngs) if groups else None
 
     def __call__(self, x):
-        x = self.conv(x)
+        x = jax.lax.platform_dependent(x, self.conv.kernel[...], cpu=conv_as_product, default=lambda x, _: self.conv(x))
         return jax.nn.relu(x if self.gn is None else self.gn(x))
+
+
+def conv_as_product(x, kernel):
+    """3x3 convolution of maps `[N, 7, 7, C]` with one zero on each side, as one product of patches.
+
+    For CPUs, where it is about twice as fast as a convolution of such small maps. Patches are made anew in the backward pass.
+    """
+    kernel = kernel.astype(x.dtype)
+    return jax.checkpoint(_product_of_patches)(x, kernel)
+
+
+def _product_of_patches(x, kernel):
+    height, width = x.shape[1:3]
+    framed = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    patches = jnp.concatenate([framed[:, i:i + height, j:j + width] for i in range(3) for j in range(3)], axis=-1)
+    return patches @ kernel.reshape(-1, kernel.shape[-1])
 
 
 class Border(nnx.Module):

@@ -4,12 +4,18 @@ A bin of a RoI averages bilinear samples on a grid of n points an axis, n = ceil
 number of samples differs from RoI to RoI. But bilinear weights, grid and border rule all factor by axis: a crop is
 `Wy (7 x H) . F (H x W x C) . Wx^T (W x 7)`, and the weights have a closed form for any n. Two matrix products, static
 shapes, no gather; backward is the same two products. Coordinates carry no gradient, as in the original.
+
+Accelerators do these products whole, for many RoIs at once. A CPU gains six times on small RoIs by cutting out the
+window of the map that has weights other than 0, RoI by RoI: that is the same sum without its zeros.
 """
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 BINS = 7
 CHUNK = 128  # RoIs whose half-contracted crops are in memory at once
+WINDOW = 40  # cells a side; holds all but long RoIs on their own level
 STRIDES = (4, 8, 16, 32)
 FINEST = 56  # a RoI of this many pixels or less (geometric mean of the sides, up to twice it) lies on P2
 
@@ -55,10 +61,29 @@ def roi_align(features, rois, stride, where=None):
     # A RoI without area in one axis pools to 0 because that axis's weights are 0.
     if where is not None:
         wy = jnp.where(where[:, None, None], wy, 0)
-    return _in_chunks(features, wy.astype(features.dtype), wx.astype(features.dtype))
+    return _crops(features, wy.astype(features.dtype), wx.astype(features.dtype))
+
+
+@jax.custom_vjp
+def _crops(features, wy, wx):
+    """Crops `[N, 7, 7, C]` from the weights `[N, 7, H]` and `[N, 7, W]` of the axes, in the device's best form."""
+    return jax.lax.platform_dependent(features, wy, wx, cpu=_by_windows, default=_in_chunks)
+
+
+def _crops_forward(features, wy, wx):
+    return _crops(features, wy, wx), (wy, wx)
+
+
+def _crops_backward(weights, gradient):
+    """The gradient of the features; the weights have none."""
+    return jax.lax.platform_dependent(gradient, *weights, cpu=_windows_backward, default=_chunks_backward), None, None
+
+
+_crops.defvjp(_crops_forward, _crops_backward)
 
 
 def _in_chunks(features, wy, wx):
+    """For accelerators: whole maps, `CHUNK` RoIs at a time."""
     count = wy.shape[0]
     if count <= CHUNK:
         return _contract(features, wy, wx)
@@ -68,11 +93,115 @@ def _in_chunks(features, wy, wx):
     return crops.reshape(-1, *crops.shape[2:])[:count]
 
 
+def _chunks_backward(gradient, wy, wx):
+    return _transposed(lambda features: _in_chunks(features, wy, wx), gradient, wy, wx)
+
+
+def _transposed(crop, gradient, wy, wx):
+    """What the linear `crop` makes of the features `[H, W, C]`, backwards."""
+    shape = wy.shape[-1], wx.shape[-1], gradient.shape[-1]
+    return jax.linear_transpose(crop, jax.ShapeDtypeStruct(shape, gradient.dtype))(gradient)[0]
+
+
+@jax.custom_batching.sequential_vmap  # image by image: batched, its loops would run as long as the longest for all
+def _by_windows(features, wy, wx):
+    """For CPUs: RoIs within a window one by one, the others whole in chunks, those without weights not at all."""
+    plan, height, width = _plan(wy, wx)
+
+    def window(k, crops):
+        i, y, x = plan.order[k], plan.top[plan.order[k]], plan.left[plan.order[k]]
+        cut = jax.lax.dynamic_slice(features, (y, x, 0), (height, width, features.shape[-1]))
+        return crops.at[i].set(_rows_first(cut, *_cut_weights(wy, wx, i, y, x, height, width))[0])
+
+    def chunk(k, crops):
+        index = _rest(plan, k)
+        return crops.at[index].set(_contract(features, wy[index], wx[index]), mode="drop")
+
+    crops = jnp.zeros((len(wy), BINS, BINS, features.shape[-1]), features.dtype)
+    crops = jax.lax.fori_loop(0, plan.small, window, crops)
+    return jax.lax.fori_loop(0, _chunks(plan), chunk, crops)
+
+
+@jax.custom_batching.sequential_vmap
+def _windows_backward(gradient, wy, wx):
+    plan, height, width = _plan(wy, wx)
+    channels = gradient.shape[-1]
+
+    def window(k, total):
+        i, y, x = plan.order[k], plan.top[plan.order[k]], plan.left[plan.order[k]]
+        weights = _cut_weights(wy, wx, i, y, x, height, width)
+        part = _transposed(lambda cut: _rows_first(cut, *weights), gradient[i][None], *weights)
+        before = jax.lax.dynamic_slice(total, (y, x, 0), (height, width, channels))
+        return jax.lax.dynamic_update_slice(total, before + part, (y, x, 0))
+
+    def chunk(k, total):
+        index = _rest(plan, k)
+        weights = (jnp.where((index < len(wy))[:, None, None], wy[index], 0), wx[index])
+        return total + _transposed(lambda features: _contract(features, *weights), gradient[index], *weights)
+
+    total = jnp.zeros((wy.shape[-1], wx.shape[-1], channels), gradient.dtype)
+    total = jax.lax.fori_loop(0, plan.small, window, total)
+    return jax.lax.fori_loop(0, _chunks(plan), chunk, total)
+
+
+class _Plan(NamedTuple):
+    """`order [N]`: RoIs that a window holds, `small` of them, then `large` others, then those without weights;
+    `top`, `left` `[N]`: where each one's window begins."""
+
+    order: jax.Array
+    small: jax.Array
+    large: jax.Array
+    top: jax.Array
+    left: jax.Array
+
+
+def _plan(wy, wx):
+    """The `_Plan`, and the height and width of a window. Maps of few windows are worked whole."""
+    height, width = min(WINDOW, wy.shape[-1]), min(WINDOW, wx.shape[-1])
+    top, rows = _extent(wy)
+    left, columns = _extent(wx)
+    empty = (rows == 0) | (columns == 0)
+    small = ~empty & (rows <= height) & (columns <= width) & (wy.shape[-1] * wx.shape[-1] > 4 * height * width)
+    order = jnp.argsort(jnp.where(small, 0, jnp.where(empty, 2, 1)), stable=True)
+    return (_Plan(order, small.sum(), (~small & ~empty).sum(), jnp.minimum(top, wy.shape[-1] - height),
+                  jnp.minimum(left, wx.shape[-1] - width)), height, width)
+
+
+def _extent(weights):
+    """First cell `[N]` of an axis with a weight other than 0, and the number of cells to the last."""
+    used = (weights != 0).any(axis=1)
+    first, behind = jnp.argmax(used, axis=1), jnp.argmax(used[:, ::-1], axis=1)
+    return first, jnp.where(used.any(axis=1), used.shape[1] - behind - first, 0)
+
+
+def _cut_weights(wy, wx, i, y, x, height, width):
+    """RoI i's weights within its window: `[1, 7, height]` and `[1, 7, width]`."""
+    return jax.lax.dynamic_slice(wy, (i, 0, y), (1, BINS, height)), jax.lax.dynamic_slice(wx, (i, 0, x), (1, BINS, width))
+
+
+def _chunks(plan):
+    return -(-plan.large // _chunk_size(plan))
+
+
+def _chunk_size(plan):
+    return min(CHUNK, len(plan.order))
+
+
+def _rest(plan, k):
+    """The k-th chunk of RoIs that no window holds, filled up with the length of the list."""
+    slot = k * _chunk_size(plan) + jnp.arange(_chunk_size(plan))
+    return jnp.where(slot < plan.large, plan.order.at[plan.small + slot].get(mode="clip"), len(plan.order))
+
+
 def _contract(features, wy, wx):
     """The longer axis first: that leaves the smaller intermediate."""
     if features.shape[0] > features.shape[1]:
-        return jnp.einsum("npwc,nqw->npqc", jnp.einsum("nph,hwc->npwc", wy, features), wx)
+        return _rows_first(features, wy, wx)
     return jnp.einsum("nph,nqhc->npqc", wy, jnp.einsum("nqw,hwc->nqhc", wx, features))
+
+
+def _rows_first(features, wy, wx):
+    return jnp.einsum("npwc,nqw->npqc", jnp.einsum("nph,hwc->npwc", wy, features), wx)
 
 
 def roi_levels(rois, levels=len(STRIDES)):

@@ -1,0 +1,78 @@
+"""What a CPU computes in a form of its own is what the form of the accelerators gives, gradients included."""
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from htd_jax.models import border
+from htd_jax.ops import roi_align
+
+
+def draw(*shape):
+    return jnp.asarray(np.random.default_rng(len(shape)).standard_normal(shape, np.float32))
+
+
+def close(actual, expected, tolerance=1e-5):
+    rms = float(jnp.sqrt((expected**2).mean()))
+    np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=tolerance * rms)
+
+
+def rois(count, image, seed=0):
+    """Small and large ones, some partly or wholly outside, some without area."""
+    rng = np.random.default_rng(seed)
+    corner, size = rng.uniform(-0.1, 1, (count, 2)) * image[::-1], np.exp(rng.uniform(0, 6, (count, 2)))
+    boxes = np.concatenate([corner, corner + size], axis=1).astype(np.float32)
+    boxes[:3] = (0, 0, 0, 0), (40, 40, 20, 60), (-500, -500, -400, -400)
+    return jnp.asarray(boxes)
+
+
+def weights(boxes, shape):
+    corners = boxes / 4 - 0.5
+    return (roi_align.axis_weights(corners[:, 1], corners[:, 3], shape[0]),
+            roi_align.axis_weights(corners[:, 0], corners[:, 2], shape[1]))
+
+
+@pytest.mark.parametrize("shape", [(100, 90), (30, 44)], ids=["windows", "small map"])
+@pytest.mark.parametrize("window", [10, 40])
+def test_roi_align(shape, window, monkeypatch):
+    monkeypatch.setattr(roi_align, "WINDOW", window)
+    monkeypatch.setattr(roi_align, "CHUNK", 16)
+    features, (wy, wx) = draw(*shape, 8), weights(rois(50, [4 * s for s in shape]), shape)
+    forms = roi_align._by_windows, roi_align._in_chunks
+    windows, chunks = (jax.jit(lambda *a, form=form: form(*a))(features, wy, wx) for form in forms)
+    close(windows, chunks)
+    forms = roi_align._windows_backward, roi_align._chunks_backward
+    windows, chunks = (jax.jit(lambda *a, form=form: form(*a))(chunks, wy, wx) for form in forms)
+    close(windows, chunks)
+
+
+def test_roi_align_under_vmap_and_grad():
+    features, boxes = draw(2, 100, 90, 8), jnp.stack([rois(20, (400, 360), seed) for seed in (1, 2)])
+    where = jnp.arange(20) % 3 > 0
+
+    def loss(crop, features):
+        return (jax.vmap(crop)(features, boxes) ** 2).sum()
+
+    def plain(features, boxes):
+        wy, wx = weights(boxes, features.shape)
+        return roi_align._contract(features, jnp.where(where[:, None, None], wy, 0), wx)
+
+    ours = lambda features, boxes: roi_align.roi_align(features, boxes, 4, where)
+    gradients = [jax.jit(jax.value_and_grad(functools.partial(loss, crop)))(features) for crop in (ours, plain)]
+    for actual, expected in zip(*map(jax.tree.leaves, gradients)):
+        close(actual, expected)
+
+
+def test_conv_as_product():
+    x, kernel = draw(3, 7, 7, 8), draw(3, 3, 8, 12)
+    convolve = functools.partial(jax.lax.conv_general_dilated, window_strides=(1, 1), padding="SAME",
+                                 dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    def value_and_gradients(form):
+        return jax.jit(jax.value_and_grad(lambda x, k: (form(x, k) ** 2).sum(), argnums=(0, 1)))(x, kernel)
+
+    ours, plain = value_and_gradients(border.conv_as_product), value_and_gradients(convolve)
+    for actual, expected in zip(jax.tree.leaves(ours), jax.tree.leaves(plain)):
+        close(actual, expected)
