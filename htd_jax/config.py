@@ -94,7 +94,7 @@ def _data():
         short_range=placeholder(tuple),  # (lo, hi) of the short side: multi-scale training
         pad_to="bucket",  # or 'exact': next multiple of 32, as the reference
         flip=0.5,  # probability
-        workers=2,  # processes that decode
+        workers=2,  # threads that decode
     )
 
 

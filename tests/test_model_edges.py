@@ -182,9 +182,30 @@ def test_anchors_beyond_the_originals_padding_never_win():
 
 def test_scene_context_is_pooled_within_the_originals_padding():
     sfa = nnx.merge(*parts()).sfa
-    p6 = x = jax.random.normal(jax.random.key(0), (2, 3, 4, 16))
+    p6 = jax.random.normal(jax.random.key(0), (2, 3, 4, 16))
     context, _ = sfa(p6, jnp.int32([(128, 192), (192, 256)]))
-    for layer in sfa.convs:
-        x = jax.nn.relu(layer(x))
-    np.testing.assert_allclose(context[0], x[0, :2, :3].mean((0, 1)), rtol=1e-5)
-    np.testing.assert_allclose(context[1], x[1].mean((0, 1)), rtol=1e-5)
+    for i, x in enumerate((p6[:1, :2, :3], p6[1:])):
+        for layer in sfa.convs:
+            x = jax.nn.relu(layer(x))
+        np.testing.assert_allclose(context[i], x[0].mean((0, 1)), rtol=1e-5)
+
+
+def with_more_padding(images):
+    """The batch in a larger array, as a bucket is; what the original would have padded to is the same."""
+    return images | {"image": np.pad(images["image"], ((0, 0), (0, 64), (0, 32), (0, 0)))}
+
+
+def test_more_padding_changes_no_loss():
+    images = batch((3, 8))
+    exact, bucket = (compiled_losses()(parts()[1], each) for each in (images, with_more_padding(images)))
+    for name, value in exact.items():
+        np.testing.assert_allclose(bucket[name], value, rtol=1e-5, err_msg=name)
+
+
+def test_more_padding_changes_no_detection():
+    images = batch((0, 0))
+    exact, bucket = detections(images), detections(with_more_padding(images))
+    for i in range(2):
+        assert len(listed(exact, i)[0]) > 10
+        share, difference = match(listed(bucket, i), listed(exact, i))
+        assert share == 1 and difference < 1e-5

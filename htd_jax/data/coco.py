@@ -1,4 +1,4 @@
-"""COCO annotation files: the official JSON beside a folder of images (htd.md section 1)."""
+"""COCO annotation files: the official JSON beside a folder of images."""
 import os
 import pathlib
 

@@ -1,4 +1,4 @@
-"""Image files to arrays: decoding, orientation, resizing (htd.md section 1: OpenCV's pixels, as the original's).
+"""Image files to arrays: decoding, orientation, resizing: with OpenCV, whose pixels are those of the original.
 
 Decoding is by OpenCV because other decoders differ by a few grey levels, and so do the detections. What OpenCV
 cannot read at all goes through Pillow.

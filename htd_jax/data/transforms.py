@@ -1,4 +1,4 @@
-"""Arithmetic of sizes, boxes and padding on the host (htd.md section 1); pixels are in images.py."""
+"""Arithmetic of sizes, boxes and padding on the host; pixels are in images.py."""
 import numpy as np
 
 STRIDE = 32  # padded sides are multiples of it

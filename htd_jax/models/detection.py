@@ -9,7 +9,7 @@ from htd_jax.models.htd import matmul_precision, normalise
 from htd_jax.models.training import batch_proposals, shapes_of
 from htd_jax.ops.boxes import decode, flip
 from htd_jax.ops.nms import multiclass_nms, nms
-from htd_jax.ops.roi_align import crop_all_levels, crop_own_level, select_own_level
+from htd_jax.ops.roi_align import crop_all_levels, crop_own_level, extend_edges, select_own_level
 from htd_jax.ops.soft_nms import soft_nms
 
 REGRESSED_AT_ONCE = 64
@@ -60,13 +60,13 @@ def look(model, batch, flipped, config):
     images = normalise(batch["image"], batch["size"])
     if flipped:
         images = jax.vmap(_mirror)(images, batch["size"][:, 1])
-    pyramid = model.features(images)
-    logits, deltas = model.rpn(pyramid)
+    pyramid = model.features(images, batch["padded"])
+    logits, deltas = model.rpn(pyramid, batch["padded"])
     boxes, scores, valid = batch_proposals(
         logits, deltas, shapes_of(pyramid), batch["size"], batch["padded"], config.test)
     context, _ = model.sfa(pyramid[-1], batch["padded"])
     flags = jnp.full(len(images), flipped)
-    return View(pyramid[:4], context, batch["size"], batch["scale"], flags), boxes, scores, valid
+    return View(extend_edges(pyramid, batch["padded"]), context, batch["size"], batch["scale"], flags), boxes, scores, valid
 
 
 def _mirror(image, width):

@@ -2,7 +2,8 @@
 import jax.numpy as jnp
 from flax import nnx
 
-from htd_jax.models.layers import conv
+from htd_jax.models.layers import clear_padding, conv
+from htd_jax.ops.roi_align import STRIDES
 
 
 class FPN(nnx.Module):
@@ -12,12 +13,15 @@ class FPN(nnx.Module):
         self.lateral_convs = nnx.List([conv(i, channels, 1, dtype=dtype, rngs=rngs) for i in inputs])
         self.fpn_convs = nnx.List([conv(channels, channels, 3, dtype=dtype, rngs=rngs) for _ in inputs])
 
-    def __call__(self, features):
-        """List of `[B, H/s, W/s, channels]`, s = 4, 8, 16, 32, 64, from the backbone's four maps."""
+    def __call__(self, features, padded=None):
+        """List of `[B, H/s, W/s, channels]`, s = 4, 8, 16, 32, 64, from the backbone's four maps.
+
+        `padded`: as for the backbone.
+        """
         sums = [lateral(x) for lateral, x in zip(self.lateral_convs, features)]
         for k in reversed(range(len(sums) - 1)):
             sums[k] = sums[k] + upsample(sums[k + 1], sums[k].shape[1:3])
-        outputs = [output(x) for output, x in zip(self.fpn_convs, sums)]
+        outputs = [output(clear_padding(x, padded, stride)) for output, x, stride in zip(self.fpn_convs, sums, STRIDES)]
         return [*outputs, outputs[-1][:, ::2, ::2]]
 
 

@@ -32,9 +32,13 @@ class HTD(nnx.Module):
         self.border = Border(channels, settings.ba_channels, settings.ba_out_channels, settings.ba_groups, **make)
         self.num_classes = classes
 
-    def features(self, images, remat=False):
-        """P2..P6 `[B, H/s, W/s, C]` (s = 4..64) of normalised images `[B, H, W, 3]`."""
-        return self.neck(self.backbone(images, remat=remat))
+    def features(self, images, padded, remat=False):
+        """P2..P6 `[B, H/s, W/s, C]` (s = 4..64) of normalised images `[B, H, W, 3]`.
+
+        Where the images have more padding than `padded [B, 2]` (h, w), the maps are within it what they would be if the
+        images ended there. What lies beyond means nothing.
+        """
+        return self.neck(self.backbone(images, padded, remat), padded)
 
 
 def build(settings, rngs, dtype=jnp.float32):

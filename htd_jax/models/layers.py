@@ -35,6 +35,19 @@ def linear(inputs, outputs, *, rngs, dtype, init=XAVIER):
     return nnx.Linear(inputs, outputs, kernel_init=init, dtype=dtype, rngs=rngs)
 
 
+def clear_padding(x, padded, stride):
+    """`x [B, H, W, C]`, `stride` pixels a cell, with zeros in the cells that lie beyond `padded [B, 2]` (h, w in pixels).
+
+    Before every 3x3 convolution, this makes a map with more padding give what one that ends at `padded` gives: there,
+    the convolution finds its own zeros. `padded` None: the map ends where it should.
+    """
+    if padded is None:
+        return x
+    rows = jnp.arange(x.shape[1]) * stride < padded[:, :1]
+    columns = jnp.arange(x.shape[2]) * stride < padded[:, 1:]
+    return jnp.where((rows[:, :, None] & columns[:, None, :])[..., None], x, 0)
+
+
 class FrozenBatchNorm(nnx.Module):
     """Batch norm in inference mode (eps 1e-5) with trainable scale and bias, as the original trains."""
 

@@ -2,7 +2,7 @@
 import jax
 from flax import nnx
 
-from htd_jax.models.layers import KAIMING_FAN_OUT, conv, norm
+from htd_jax.models.layers import KAIMING_FAN_OUT, clear_padding, conv, norm
 from htd_jax.ops.deform_conv import deform_conv
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -36,9 +36,12 @@ class Shortcut(nnx.Module):
 
 
 class Block(nnx.Module):
-    """A residual block: two 3x3 convolutions (`expansion` 1) or 1x1, 3x3, 1x1 with four times the outputs."""
+    """A residual block: two 3x3 convolutions, or 1x1, 3x3, 1x1 with four times the outputs.
 
-    def __init__(self, inputs, planes, inner, stride, *, bottleneck, groups, deformable, kind, dtype, rngs):
+    `cell`: pixels of the image that a cell of the input stands for.
+    """
+
+    def __init__(self, inputs, planes, inner, stride, cell, *, bottleneck, groups, deformable, kind, dtype, rngs):
         outputs = planes * 4 if bottleneck else planes
         make = dict(dtype=dtype, rngs=rngs)
         plain = lambda i, o, size, stride=1, groups=1: conv(
@@ -52,16 +55,18 @@ class Block(nnx.Module):
         else:
             self.conv1, self.conv2 = spatial(inputs, planes, stride), plain(planes, outputs, 3)
             self.bn1, self.bn2 = norm(kind, planes, **make), norm(kind, outputs, zero=True, **make)
-        self.bottleneck = bottleneck
+        self.bottleneck, self.cell, self.stride = bottleneck, cell, stride
         self.downsample = (Shortcut(inputs, outputs, stride, kind=kind, **make)
                            if stride != 1 or inputs != outputs else None)
 
-    def __call__(self, x):
+    def __call__(self, x, padded=None):
         shortcut = x if self.downsample is None else self.downsample(x)
-        y = jax.nn.relu(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
         if self.bottleneck:
-            y = self.bn3(self.conv3(jax.nn.relu(y)))
+            y = clear_padding(jax.nn.relu(self.bn1(self.conv1(x))), padded, self.cell)
+            y = self.bn3(self.conv3(jax.nn.relu(self.bn2(self.conv2(y)))))
+        else:
+            y = jax.nn.relu(self.bn1(self.conv1(clear_padding(x, padded, self.cell))))
+            y = self.bn2(self.conv2(clear_padding(y, padded, self.cell * self.stride)))
         return jax.nn.relu(y + shortcut)
 
 
@@ -70,6 +75,7 @@ class ResNet(nnx.Module):
 
     `groups` and `base_width` make a ResNeXt (64 and 4: 64x4d); `deformable` replaces the 3x3 convolutions of
     layer2..4. Nothing is learnt, or propagated, below the first `frozen_stages` layers (the stem included).
+    Within `padded [B, 2]` (h, w in pixels) the maps are what they would be if the images ended there, but for group norm.
     """
 
     def __init__(self, depth, *, width=64, groups=1, base_width=64, deformable=False, kind="frozen_bn", frozen_stages=1,
@@ -85,25 +91,26 @@ class ResNet(nnx.Module):
             blocks = []
             for i in range(count):
                 stride = 2 if i == 0 and stage > 0 else 1
-                blocks.append(Block(inputs, planes, inner, stride, bottleneck=bottleneck, groups=groups,
+                cell = 4 * 2**stage // stride
+                blocks.append(Block(inputs, planes, inner, stride, cell, bottleneck=bottleneck, groups=groups,
                                     deformable=deformable and stage > 0, kind=kind, dtype=dtype, rngs=rngs))
                 inputs = planes * 4 if bottleneck else planes
             setattr(self, f"layer{stage + 1}", nnx.List(blocks))
             self.channels.append(inputs)
         self.channels = tuple(self.channels)
 
-    def __call__(self, images, remat=False):
+    def __call__(self, images, padded=None, remat=False):
         x = jax.nn.relu(self.bn1(self.conv1(images.astype(self.dtype or images.dtype))))
-        x = max_pool_3x3(x)
+        x = max_pool_3x3(clear_padding(x, padded, stride=2))  # as good as a border of minus infinity: nothing is below 0
         if self.frozen_stages == 0:
-            return self._stages(x, remat)
-        return self._stages(jax.lax.stop_gradient(x), remat)
+            return self._stages(x, padded, remat)
+        return self._stages(jax.lax.stop_gradient(x), padded, remat)
 
-    def _stages(self, x, remat):
+    def _stages(self, x, padded, remat):
         outputs = []
         for stage in range(1, 5):
             for block in getattr(self, f"layer{stage}"):
-                x = nnx.remat(Block.__call__)(block, x) if remat else block(x)
+                x = nnx.remat(Block.__call__)(block, x, padded) if remat else block(x, padded)
             if stage <= self.frozen_stages:
                 x = jax.lax.stop_gradient(x)
             outputs.append(x)

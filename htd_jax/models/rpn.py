@@ -3,8 +3,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from htd_jax.models.layers import conv, normal
-from htd_jax.ops.anchors import RATIOS, grid_anchors
+from htd_jax.models.layers import clear_padding, conv, normal
+from htd_jax.ops.anchors import RATIOS, STRIDES, grid_anchors
 from htd_jax.ops.boxes import decode
 from htd_jax.ops.nms import nms
 
@@ -21,11 +21,14 @@ class RPNHead(nnx.Module):
         self.cls = conv(channels, len(RATIOS), 1, **make)
         self.reg = conv(channels, 4 * len(RATIOS), 1, **make)
 
-    def __call__(self, pyramid):
-        """Per level float32 logits `[B, anchors]` and deltas `[B, anchors, 4]`, anchors in the order y, x, ratio."""
+    def __call__(self, pyramid, padded=None):
+        """Per level float32 logits `[B, anchors]` and deltas `[B, anchors, 4]`, anchors in the order y, x, ratio.
+
+        `padded`: as for the backbone.
+        """
         logits, deltas = [], []
-        for features in pyramid:
-            hidden = jax.nn.relu(self.conv(features))
+        for features, stride in zip(pyramid, STRIDES):
+            hidden = jax.nn.relu(self.conv(clear_padding(features, padded, stride)))
             batch = features.shape[0]
             logits.append(self.cls(hidden).astype(jnp.float32).reshape(batch, -1))
             deltas.append(self.reg(hidden).astype(jnp.float32).reshape(batch, -1, 4))

@@ -3,7 +3,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from htd_jax.models.layers import KAIMING_FAN_OUT, conv, linear, normal
+from htd_jax.models.layers import KAIMING_FAN_OUT, clear_padding, conv, linear, normal
+from htd_jax.ops.anchors import STRIDES
 
 
 class SFA(nnx.Module):
@@ -19,17 +20,9 @@ class SFA(nnx.Module):
 
         `padded [B, 2]`: the (h, w) in pixels over which the average runs; the original's includes its own padding.
         """
+        clear = lambda x: clear_padding(x, padded, STRIDES[-1])
         for layer in self.convs:
-            p6 = jax.nn.relu(layer(p6))
-        inside = _inside(p6.shape[1:3], padded, stride=64)
-        total = jnp.einsum("bhwc,bhw->bc", p6.astype(jnp.float32), inside)
-        context = (total / inside.sum(axis=(1, 2))[:, None]).astype(p6.dtype)
+            p6 = jax.nn.relu(layer(clear(p6)))
+        cells = jnp.prod(-(-padded // STRIDES[-1]), axis=1, keepdims=True)
+        context = (clear(p6).astype(jnp.float32).sum(axis=(1, 2)) / cells).astype(p6.dtype)
         return context, self.fc(context).astype(jnp.float32)
-
-
-def _inside(shape, padded, stride):
-    """1 for the cells `[B, h, w]` that the first `padded [B, 2]` pixels give rise to, else 0."""
-    cells = -(-padded // stride)
-    rows = jnp.arange(shape[0]) < cells[:, :1]
-    columns = jnp.arange(shape[1]) < cells[:, 1:]
-    return (rows[:, :, None] & columns[:, None, :]).astype(jnp.float32)

@@ -10,7 +10,7 @@ from htd_jax.models.htd import matmul_precision, normalise
 from htd_jax.models.rpn import propose
 from htd_jax.models.targets import GroundTruth, MAX_ROI_POSITIVES, anchor_targets, refined_proposals, roi_targets
 from htd_jax.ops.anchors import cells_inside, grid_anchors
-from htd_jax.ops.roi_align import crop_all_levels, crop_own_level
+from htd_jax.ops.roi_align import crop_all_levels, crop_own_level, extend_edges
 
 STAGE_THRESHOLDS = (0.5, 0.6)
 STAGE_WEIGHTS = (1.0, 0.5)
@@ -27,12 +27,13 @@ def losses(model, batch, key, config):
     with matmul_precision(config.dtype):
         truth = GroundTruth(batch["boxes"], batch["labels"], batch["valid"])
         rpn_key, roi_key = jax.random.split(key)
-        pyramid = model.features(normalise(batch["image"], batch["size"]), remat=config.remat)
-        logits, deltas = model.rpn(pyramid)
+        padded = batch["padded"]
+        pyramid = model.features(normalise(batch["image"], batch["size"]), padded, remat=config.remat)
+        logits, deltas = model.rpn(pyramid, padded)
         logs = rpn_losses(logits, deltas, shapes_of(pyramid), batch["size"], truth, rpn_key, config)
         proposals, _, valid = batch_proposals(
-            logits, deltas, shapes_of(pyramid), batch["size"], batch["padded"], config.train)
-        logs |= roi_losses(model, pyramid, proposals, valid, batch["size"], batch["padded"], truth, roi_key, config)
+            logits, deltas, shapes_of(pyramid), batch["size"], padded, config.train)
+        logs |= roi_losses(model, pyramid, proposals, valid, batch["size"], padded, truth, roi_key, config)
         logs["loss"] = sum(value for name, value in logs.items() if "loss" in name)
     return logs["loss"], logs
 
@@ -90,17 +91,18 @@ def rpn_losses(logits, deltas, shapes, size, truth, key, config):
 def roi_losses(model, pyramid, proposals, valid, size, padded, truth, key, config):
     """The losses of SFA and both stages from proposals `[B, N, 4]` (`valid [B, N]`)."""
     context, scene_logits = model.sfa(pyramid[-1], padded)
+    levels = extend_edges(pyramid, padded)
     logs = {"loss_global": sfa_loss(scene_logits, truth)}
     stage_keys = jax.random.split(key)
     sampler = functools.partial(sample_rois, truth=truth, num_classes=model.num_classes, config=config)
 
     rois = sampler(proposals, valid, STAGE_THRESHOLDS[0], stage0.STDS, key=stage_keys[0])
-    logits, deltas = model.stage0(jax.vmap(crop_own_level)(pyramid[:4], rois.boxes), context)
+    logits, deltas = model.stage0(jax.vmap(crop_own_level)(levels, rois.boxes), context)
     logs |= stage_losses("s0", logits, deltas, rois, STAGE_WEIGHTS[0])
 
     proposals, valid = jax.vmap(refined_proposals, in_axes=(0, 0, None, 0))(rois, deltas, stage0.STDS, size)
     rois = sampler(proposals, valid, STAGE_THRESHOLDS[1], border.STDS, key=stage_keys[1])
-    logits, deltas = stage1(model, pyramid[:4], context, rois, config.train.roi_samples)
+    logits, deltas = stage1(model, levels, context, rois, config.train.roi_samples)
     return logs | stage_losses("s1", logits, deltas, rois, STAGE_WEIGHTS[1])
 
 

@@ -210,6 +210,20 @@ def roi_levels(rois, levels=len(STRIDES)):
     return jnp.clip(jnp.floor(jnp.log2(sizes / FINEST + 1e-6)), 0, levels - 1).astype(jnp.int32)
 
 
+def extend_edges(pyramid, padded):
+    """P2..P5 (each `[B, H, W, C]`) whose cells just beyond `padded [B, 2]` (h, w in pixels) repeat the last within.
+
+    So a RoI at the edge of an image with more padding reads what the border rule would give it at the end of a map.
+    """
+    return [_extend_edge(_extend_edge(features, 1, padded[:, 0], stride), 2, padded[:, 1], stride)
+            for features, stride in zip(pyramid, STRIDES)]
+
+
+def _extend_edge(features, axis, end, stride):
+    beyond = jnp.arange(features.shape[axis]) == -(-end[:, None] // stride)
+    return jnp.where(jnp.expand_dims(beyond, (3 - axis, 3)), jnp.roll(features, 1, axis), features)
+
+
 def crop_own_level(pyramid, rois):
     """Crops `[N, 7, 7, C]` of `rois [N, 4]`, each from its own level of `pyramid` (P2..P5, each `[H, W, C]`)."""
     levels = roi_levels(rois)

@@ -14,8 +14,8 @@ class DecayState(NamedTuple):
 def decay_once_touched(weight_decay):
     """Adds `weight_decay * w` to the gradient of each tensor, from its first non-zero gradient on.
 
-    PyTorch skips a parameter that has no gradient yet, which happens to PGraph's layers of levels that no RoI has used
-    (htd.md, section 12), and goes on decaying it afterwards. Without a gradient there is no momentum either, so a
+    PyTorch skips a parameter that has no gradient yet, which happens to PGraph's layers of levels that no RoI has used,
+    and goes on decaying it afterwards. Without a gradient there is no momentum either, so a
     tensor that was never touched stays exactly as it was initialised.
     """
     def init(params):

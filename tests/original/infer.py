@@ -16,7 +16,7 @@ from original import reference
 from original.figures import Archive, Figure, in_order, match, same_rows
 
 BOUND = 1e-4  # max error / rms
-TIE = {"hard": 1e-5, "soft": 4e-4}  # scores; the original's rounded IoU moves soft-NMS's by as much (htd.md section 11)
+TIE = {"hard": 1e-5, "soft": 4e-4}  # scores; the original's rounded IoU moves soft-NMS's by as much
 
 
 def figures(name, ba_rois=1000):
