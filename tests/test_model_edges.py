@@ -11,6 +11,7 @@ from htd_jax.config import default_config
 from htd_jax.models import training
 from htd_jax.models.detection import detect
 from htd_jax.models.htd import build, trainable
+from htd_jax.models.resnet import ResNet
 from htd_jax.models.training import losses
 from htd_jax.training import model as training_model
 from htd_jax.weights import loading
@@ -209,3 +210,19 @@ def test_more_padding_changes_no_detection():
         assert len(listed(exact, i)[0]) > 10
         share, difference = match(listed(bucket, i), listed(exact, i))
         assert share == 1 and difference < 1e-5
+
+
+def test_more_padding_changes_no_map_of_deformable_bottlenecks():
+    """Offsets differ from zero here, so samples reach beyond the edge."""
+    make = lambda: ResNet(50, width=8, deformable=True, rngs=nnx.Rngs(0))
+    model = nnx.eval_shape(make)
+    graphdef, state = nnx.split(model)
+    rng = np.random.default_rng(0)
+    state = jax.tree.map(lambda x: 0.1 * rng.standard_normal(x.shape, np.float32)**2, state)
+    run = jit(lambda state, images, padded: nnx.merge(graphdef, state)(images, padded))
+    images = rng.standard_normal((1, 64, 96, 3), np.float32)
+    exact = run(state, images, np.int32([SHAPE]))
+    bucket = run(state, np.pad(images, ((0, 0), (0, 64), (0, 32), (0, 0))), np.int32([SHAPE]))
+    for ours, other in zip(exact, bucket):
+        other = other[:, :ours.shape[1], :ours.shape[2]]
+        np.testing.assert_allclose(other, ours, atol=1e-5 * float(jnp.abs(ours).max()))
