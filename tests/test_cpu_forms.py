@@ -35,9 +35,9 @@ def weights(boxes, shape):
 
 
 @pytest.mark.parametrize("shape", [(100, 90), (30, 44)], ids=["windows", "small map"])
-@pytest.mark.parametrize("window", [10, 40])
-def test_roi_align(shape, window, monkeypatch):
-    monkeypatch.setattr(roi_align, "WINDOW", window)
+@pytest.mark.parametrize("windows", [(10,), (6, 20), ()])
+def test_roi_align(shape, windows, monkeypatch):
+    monkeypatch.setattr(roi_align, "WINDOWS", windows)
     monkeypatch.setattr(roi_align, "CHUNK", 16)
     features, (wy, wx) = draw(*shape, 8), weights(rois(50, [4 * s for s in shape]), shape)
     forms = roi_align._by_windows, roi_align._in_chunks

@@ -8,6 +8,7 @@ shapes, no gather; backward is the same two products. Coordinates carry no gradi
 Accelerators do these products whole, for many RoIs at once. A CPU gains six times on small RoIs by cutting out the
 window of the map that has weights other than 0, RoI by RoI: that is the same sum without its zeros.
 """
+import functools
 from typing import NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 
 BINS = 7
 CHUNK = 128  # RoIs whose half-contracted crops are in memory at once
-WINDOW = 40  # cells a side; holds all but long RoIs on their own level
+WINDOWS = (16, 40, 96)  # cells a side; on its own level a RoI that is not very long fits the second
 STRIDES = (4, 8, 16, 32)
 FINEST = 56  # a RoI of this many pixels or less (geometric mean of the sides, up to twice it) lies on P2
 
@@ -106,65 +107,81 @@ def _transposed(crop, gradient, wy, wx):
 @jax.custom_batching.sequential_vmap  # image by image: batched, its loops would run as long as the longest for all
 def _by_windows(features, wy, wx):
     """For CPUs: RoIs within a window one by one, the others whole in chunks, those without weights not at all."""
-    plan, height, width = _plan(wy, wx)
+    plan = _plan(wy, wx)
 
-    def window(k, crops):
-        i, y, x = plan.order[k], plan.top[plan.order[k]], plan.left[plan.order[k]]
-        cut = jax.lax.dynamic_slice(features, (y, x, 0), (height, width, features.shape[-1]))
-        return crops.at[i].set(_rows_first(cut, *_cut_weights(wy, wx, i, y, x, height, width))[0])
+    def window(k, crops, shape):
+        i, y, x = plan.place(k, shape)
+        cut = jax.lax.dynamic_slice(features, (y, x, 0), (*shape, features.shape[-1]))
+        return crops.at[i].set(_rows_first(cut, *_cut_weights(wy, wx, i, y, x, shape))[0])
 
     def chunk(k, crops):
-        index = _rest(plan, k)
+        index = plan.chunk(k)
         return crops.at[index].set(_contract(features, wy[index], wx[index]), mode="drop")
 
-    crops = jnp.zeros((len(wy), BINS, BINS, features.shape[-1]), features.dtype)
-    crops = jax.lax.fori_loop(0, plan.small, window, crops)
-    return jax.lax.fori_loop(0, _chunks(plan), chunk, crops)
+    return _work(plan, window, chunk, jnp.zeros((len(wy), BINS, BINS, features.shape[-1]), features.dtype))
 
 
 @jax.custom_batching.sequential_vmap
 def _windows_backward(gradient, wy, wx):
-    plan, height, width = _plan(wy, wx)
-    channels = gradient.shape[-1]
+    plan, channels = _plan(wy, wx), gradient.shape[-1]
 
-    def window(k, total):
-        i, y, x = plan.order[k], plan.top[plan.order[k]], plan.left[plan.order[k]]
-        weights = _cut_weights(wy, wx, i, y, x, height, width)
+    def window(k, total, shape):
+        i, y, x = plan.place(k, shape)
+        weights = _cut_weights(wy, wx, i, y, x, shape)
         part = _transposed(lambda cut: _rows_first(cut, *weights), gradient[i][None], *weights)
-        before = jax.lax.dynamic_slice(total, (y, x, 0), (height, width, channels))
+        before = jax.lax.dynamic_slice(total, (y, x, 0), (*shape, channels))
         return jax.lax.dynamic_update_slice(total, before + part, (y, x, 0))
 
     def chunk(k, total):
-        index = _rest(plan, k)
+        index = plan.chunk(k)
         weights = (jnp.where((index < len(wy))[:, None, None], wy[index], 0), wx[index])
         return total + _transposed(lambda features: _contract(features, *weights), gradient[index], *weights)
 
-    total = jnp.zeros((wy.shape[-1], wx.shape[-1], channels), gradient.dtype)
-    total = jax.lax.fori_loop(0, plan.small, window, total)
-    return jax.lax.fori_loop(0, _chunks(plan), chunk, total)
+    return _work(plan, window, chunk, jnp.zeros((wy.shape[-1], wx.shape[-1], channels), gradient.dtype))
+
+
+def _work(plan, window, chunk, result):
+    """`result` after window(k, result, shape) for each RoI in a window and chunk(k, result) for the chunks of others."""
+    start = 0
+    for kind, shape in enumerate(plan.windows):
+        result = jax.lax.fori_loop(start, plan.ends[kind], functools.partial(window, shape=shape), result)
+        start = plan.ends[kind]
+    return jax.lax.fori_loop(0, -(-(plan.ends[-1] - start) // min(CHUNK, len(plan.order))), chunk, result)
 
 
 class _Plan(NamedTuple):
-    """`order [N]`: RoIs that a window holds, `small` of them, then `large` others, then those without weights;
-    `top`, `left` `[N]`: where each one's window begins."""
+    """`order [N]`: the RoIs of each of the `windows` (height, width), then others, then those without weights; `ends`:
+    where each of these parts but the last ends; `top`, `left` `[N]`: the RoIs' first cells; `map`: height and width."""
 
     order: jax.Array
-    small: jax.Array
-    large: jax.Array
+    ends: jax.Array
     top: jax.Array
     left: jax.Array
+    map: tuple
+    windows: tuple
+
+    def place(self, k, shape):
+        """The k-th RoI in order, and the first row and column of its window."""
+        i = self.order[k]
+        return i, jnp.minimum(self.top[i], self.map[0] - shape[0]), jnp.minimum(self.left[i], self.map[1] - shape[1])
+
+    def chunk(self, k):
+        """The k-th chunk of RoIs that no window holds, filled up with the length of the list."""
+        size = min(CHUNK, len(self.order))
+        slot = (self.ends[-2] if self.windows else 0) + k * size + jnp.arange(size)
+        return jnp.where(slot < self.ends[-1], self.order.at[slot].get(mode="clip"), len(self.order))
 
 
 def _plan(wy, wx):
-    """The `_Plan`, and the height and width of a window. Maps of few windows are worked whole."""
-    height, width = min(WINDOW, wy.shape[-1]), min(WINDOW, wx.shape[-1])
-    top, rows = _extent(wy)
-    left, columns = _extent(wx)
-    empty = (rows == 0) | (columns == 0)
-    small = ~empty & (rows <= height) & (columns <= width) & (wy.shape[-1] * wx.shape[-1] > 4 * height * width)
-    order = jnp.argsort(jnp.where(small, 0, jnp.where(empty, 2, 1)), stable=True)
-    return (_Plan(order, small.sum(), (~small & ~empty).sum(), jnp.minimum(top, wy.shape[-1] - height),
-                  jnp.minimum(left, wx.shape[-1] - width)), height, width)
+    """The `_Plan` of RoIs with these weights. Windows are of no use where the map is but a few of them."""
+    height, width = wy.shape[-1], wx.shape[-1]
+    shapes = [(min(side, height), min(side, width)) for side in WINDOWS]
+    windows = tuple(shape for shape in shapes if 4 * shape[0] * shape[1] < height * width)
+    (top, rows), (left, columns) = _extent(wy), _extent(wx)
+    kind = sum((rows > h) | (columns > w) for h, w in windows) if windows else jnp.zeros(len(wy), jnp.int32)
+    kind = jnp.where((rows == 0) | (columns == 0), len(windows) + 1, kind)
+    ends = jnp.cumsum(jnp.bincount(kind, length=len(windows) + 1))
+    return _Plan(jnp.argsort(kind, stable=True), ends, top, left, (height, width), windows)
 
 
 def _extent(weights):
@@ -174,23 +191,10 @@ def _extent(weights):
     return first, jnp.where(used.any(axis=1), used.shape[1] - behind - first, 0)
 
 
-def _cut_weights(wy, wx, i, y, x, height, width):
+def _cut_weights(wy, wx, i, y, x, shape):
     """RoI i's weights within its window: `[1, 7, height]` and `[1, 7, width]`."""
-    return jax.lax.dynamic_slice(wy, (i, 0, y), (1, BINS, height)), jax.lax.dynamic_slice(wx, (i, 0, x), (1, BINS, width))
-
-
-def _chunks(plan):
-    return -(-plan.large // _chunk_size(plan))
-
-
-def _chunk_size(plan):
-    return min(CHUNK, len(plan.order))
-
-
-def _rest(plan, k):
-    """The k-th chunk of RoIs that no window holds, filled up with the length of the list."""
-    slot = k * _chunk_size(plan) + jnp.arange(_chunk_size(plan))
-    return jnp.where(slot < plan.large, plan.order.at[plan.small + slot].get(mode="clip"), len(plan.order))
+    return (jax.lax.dynamic_slice(wy, (i, 0, y), (1, BINS, shape[0])),
+            jax.lax.dynamic_slice(wx, (i, 0, x), (1, BINS, shape[1])))
 
 
 def _contract(features, wy, wx):
