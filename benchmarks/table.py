@@ -17,7 +17,7 @@ COLUMNS = ("what", "seconds", "least .. most", "images/s", "compile s", "peak me
 
 class Row(NamedTuple):
     """One measurement. `times`, `yardstick_times`: `timing.Times`; `yardstick`: its name, '-' where there is none;
-    `images` one call works on (0: not said); `memory` in bytes; `flops` of one call; `bar`: what it should reach."""
+    `images` one call works on (0: not said); `memory` in bytes; `flops` of one call (0: not said); `bar`: what it should reach."""
 
     what: str
     times: tuple
@@ -41,7 +41,7 @@ def _cells(row, peak):
     rate = row.flops / seconds
     return (row.what, _seconds(seconds), f"{_seconds(row.times.low)} .. {_seconds(row.times.high)}",
             f"{row.images / seconds:.3g}" if row.images else "-", f"{row.compile_seconds:.1f}", _bytes(row.memory),
-            f"{rate / 1e9:.0f}", f"{100 * rate / peak:.0f} %" if peak else "-", row.yardstick,
+            f"{rate / 1e9:.0f}" if rate else "-", f"{100 * rate / peak:.0f} %" if rate else "-", row.yardstick,
             _seconds(other.median) if other else "-", f"{seconds / other.median:.2f}" if other else "-", row.bar or "-")
 
 

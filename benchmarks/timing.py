@@ -1,5 +1,4 @@
 """How long a compiled function takes, the memory and arithmetic it needs, and what the device can do at best."""
-import contextlib
 import time
 from typing import Any, Callable, NamedTuple
 
@@ -7,8 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from htd_jax.models import detection
-from htd_jax.ops import roi_align
+from benchmarks import arithmetic
 
 
 class Times(NamedTuple):
@@ -31,10 +29,10 @@ class Compiled(NamedTuple):
 def compiled(function, *arguments, flops=None):
     """Compiles `function` (jitted here) for `arguments`.
 
-    `flops`: where they are known; else they are counted in a lowering. Memory is what the compiler sets aside:
-    arguments, results and temporaries.
+    `flops`: where they are known; else `arithmetic.least` counts them. Memory is what the compiler sets aside: arguments,
+    results and temporaries.
     """
-    flops = count_flops(function, *arguments) if flops is None else flops
+    flops = arithmetic.least(function, *arguments).flops if flops is None else flops
     executable, seconds = compile_(jax.jit(function), *arguments)
     sizes = executable.memory_analysis()
     memory = sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
@@ -62,27 +60,6 @@ def times(calls, repeats):
             call()
             seconds[name].append(time.perf_counter() - start)
     return {name: Times(float(np.median(s)), min(s), max(s)) for name, s in seconds.items()}
-
-
-def count_flops(function, *arguments):
-    """Floating-point operations of one call, by XLA's count of the program before it is optimised.
-
-    Loops count once. The two that hide products, over chunks of RoIs, are made one chunk long here; what RoIAlign's
-    CPU form does in its loops over RoIs stays uncounted.
-    """
-    with _one_chunk():
-        lowered = jax.jit(lambda *a: function(*a)).lower(*arguments)  # a new function: traced anew
-    return lowered.cost_analysis().get("flops", 0.0)
-
-
-@contextlib.contextmanager
-def _one_chunk():
-    before = roi_align.CHUNK, detection.REGRESSED_AT_ONCE
-    roi_align.CHUNK = detection.REGRESSED_AT_ONCE = 1 << 30
-    try:
-        yield
-    finally:
-        roi_align.CHUNK, detection.REGRESSED_AT_ONCE = before
 
 
 def peak_flops(dtype, size=None, repeats=5):

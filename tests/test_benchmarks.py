@@ -1,0 +1,78 @@
+"""Every benchmark runs, on shapes that take seconds. What it measures is not asserted."""
+import math
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import arithmetic, inputs, operators, parts, scaling, steps, table, timing
+from htd_jax.ops.roi_align import roi_align
+import tiny
+
+IMAGE = (64, 96)
+
+
+def config(**more):
+    result = tiny.config(pathlib.Path("unused"), model__num_classes=3, **more)
+    result.dtype = "float32"
+    return result
+
+
+def test_timing_gives_seconds_memory_and_flops():
+    a = jnp.ones((32, 32))
+    product = timing.compiled(jnp.matmul, a, a)
+    times = timing.times({"a": product.call, "b": product.call}, 3)
+    assert product.flops == 2 * 32**3 and product.memory >= 3 * a.nbytes
+    assert list(times) == ["a", "b"] and 0 < times["a"].low <= times["a"].median <= times["a"].high
+
+
+def test_arithmetic_counts_products_convolutions_and_loops():
+    a, image, kernel = jnp.ones((4, 8)), jnp.ones((1, 6, 6, 3)), jnp.ones((3, 3, 3, 5))
+    convolve = lambda x, k: jax.lax.conv(jnp.moveaxis(x, -1, 1), jnp.transpose(k, (3, 2, 0, 1)), (2, 2), "VALID")
+    assert arithmetic.program(lambda a: jax.lax.map(lambda row: a @ row, a), a) == (2 * 4 * 8 * 4, 4 * 4 * (32 + 8 + 4))
+    assert arithmetic.program(convolve, image, kernel).flops == 2 * (2 * 2 * 5) * 27
+    down = jax.grad(lambda x: convolve(x, kernel).sum())
+    assert arithmetic.program(down, image).flops >= 2 * (2 * 2 * 5) * 27  # and each gradient as much again
+
+
+def test_what_roi_align_computes_is_not_needed():
+    features, rois = jnp.ones((8, 12, 4)), inputs.boxes(1000, (32, 48), np.random.default_rng(0))
+    crop = lambda f, r: roi_align(f, r, 4)
+    few, many = (arithmetic.program(crop, features, rois[:n]).flops for n in (128, 1000))
+    assert many == 8 * few and arithmetic.least(crop, features, rois).flops == 0
+
+
+def test_operators():
+    sizes = operators.Sizes(image=(128, 192), channels=8, rois=20, candidates=30, classes=3, truths=2)
+    rows = operators.rows(sizes, repeats=1)
+    assert len(rows) == 8
+    text = table.markdown(rows, peak=1e9).splitlines()
+    assert len({line.count("|") for line in text}) == 1 and len(text) == 10
+
+
+@pytest.mark.parametrize("what", ["train", "detect", "detect all"])
+def test_steps(what):
+    row = steps.measure(steps.Case(what, "tiny", 2, IMAGE, repeats=1), config())
+    assert row.images == 2 and row.memory > 0 and row.flops > 0 and math.isfinite(row.times.median)
+
+
+def test_parts():
+    rows = parts.rows("tiny", config(), IMAGE, repeats=1)
+    assert rows[-1].times.median == pytest.approx(sum(row.times.median for row in rows[:-1]))
+
+
+def test_scaling(tmp_path, monkeypatch):
+    monkeypatch.setattr(scaling, "SMALL", tiny.SETTINGS | {"model.num_classes": 20})
+    found = scaling.sweeps(scaling.Ranges((1,), (10,), (10,), IMAGE), repeats=1)
+    scaling.plot(found, tmp_path / "scaling.png")
+    assert (tmp_path / "scaling.png").stat().st_size > 1000
+    assert len(scaling.markdown(found).splitlines()) == 5
+
+
+def test_scaling_refuses_what_is_worse_than_linear():
+    grown = lambda seconds: scaling.Sweep("a step", "images", (1, 2), [timing.Times(s, s, s) for s in (1.0, seconds)])
+    scaling.check([grown(2.0)])
+    with pytest.raises(AssertionError, match="1 to 2 images cost 4.00 times"):
+        scaling.check([grown(4.0)])
