@@ -1,0 +1,54 @@
+"""The exported program, run without the project's code, gives what the detector gives."""
+import json
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from htd_jax import export
+from htd_jax.errors import UserError
+from htd_jax.evaluation import model as model_lib
+from htd_jax.models.detection import detect
+from test_detector import small, write_weights
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return write_weights(tmp_path_factory.mktemp("weights") / "small.safetensors", small())
+
+
+def test_program_and_labels(weights, tmp_path):
+    config = small()
+    export.export(config, weights, tmp_path / "new", (64, 96), batch_size=2)
+    program = jax.export.deserialize(bytearray((tmp_path / "new" / "detect.stablehlo").read_bytes()))
+    assert set(program.platforms) == {"cpu", "cuda", "tpu"}
+    labels = json.loads((tmp_path / "new" / "labels.json").read_text())
+    assert [row["label"] for row in labels["labels"]] == list(range(5)) and labels["image"]["shape"] == [2, 64, 96, 3]
+
+    image = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3), np.uint8)
+    size = np.int32([(64, 96), (30, 50)])
+    found = program.call(image, size)
+    graphdef, state = model_lib.restore(config, weights)
+    padded = np.int32([(64, 96), (32, 64)])
+    batch = dict(image=image, size=size, padded=padded, scale=np.ones((2, 2), np.float32))
+    expected = jax.jit(lambda batch: detect(nnx.merge(graphdef, state), batch, config))(batch)
+    assert found["valid"].sum() > 10
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-4, err_msg=name)
+    assert (jnp.where(found["valid"][1][:, None], found["boxes"][1], 0) <= jnp.array([50, 30, 50, 30])).all()
+
+
+@pytest.mark.parametrize("shape, batch_size, words", [((100, 96), 1, "--image"), ((64,), 1, "--image"), ((64, 96), 0, "--batch")])
+def test_bad_shapes_are_named(weights, tmp_path, shape, batch_size, words):
+    with pytest.raises(UserError, match=words):
+        export.export(small(), weights, tmp_path, shape, batch_size)
+
+
+def test_output_that_cannot_be_written_is_named(weights, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(export.jax.export, "export", lambda *_, **__: lambda *_: type("P", (), {"serialize": lambda self: b""})())
+    with pytest.raises(UserError, match="file/out"):
+        export.export(small(), weights, tmp_path / "file" / "out", (64, 96))
