@@ -44,7 +44,7 @@ class Case(NamedTuple):
 def cases(names):
     """What is measured on this backend, of the configurations `names`."""
     if jax.default_backend() == "cpu":
-        kinds = ("detect all", 1, 5), ("detect", 1, 5), ("train", 2, 3)
+        kinds = ("detect all", 1, 3), ("detect", 1, 3), ("train", 2, 3)
     else:
         kinds = ("train", 16, 10), ("detect", 8, 10)
     return [Case(what, name, batch, repeats=repeats) for name in names for what, batch, repeats in kinds]

@@ -14,6 +14,7 @@ FITS = [  # config, batch, rematerialisation, image
     (htd_r50, 8, False, (800, 1344)),
     (htd_r50, 16, True, (800, 1344)),
     (htd_r101_dcn, 2, True, (800, 1344)),
+    (htd_r101_dcn, 1, True, aot.largest_bucket(htd_r101_dcn.get_config(), "train")),
 ]
 
 
