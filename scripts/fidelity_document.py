@@ -23,10 +23,10 @@ separates classes by adding large numbers to float32 boxes.*
 Two images of different size, `sampling = first`, from the original's proposals. Losses: relative error (the accuracies
 `acc`: difference in percent). Gradients: the largest relative error over all trained parameters of the norm, and the
 norm of the difference as estimated from the entries that the figures hold. *Noise floor: losses 5e-7, gradients 2e-4.*
-The largest are those of BA's attention, differences between levels that nearly cancel. Frozen parameters have no gradient, and those
-of PGraph's layers for levels that no RoI is on are exactly zero where the original has none. Left out is the one
-parameter whose gradient is zero in theory, `roi_head.bbox_roi_extractor.1.conv2.bias`. That the targets are equal as
-well is tested (`tests/test_golden_train.py`).
+The largest are those of BA's attention, differences between levels that nearly cancel. Frozen parameters have no
+gradient, and those of PGraph's layers for levels that no RoI is on are exactly zero where the original has none. Left
+out is the one parameter whose gradient is zero in theory, `roi_head.bbox_roi_extractor.1.conv2.bias`. That the targets
+are equal as well is tested (`tests/test_golden_train.py`).
 """),
     "trajectory": ("Steps of SGD", """\
 Largest relative error of a loss, by the program's own training step and from its own proposals; `photographs`: two of
@@ -40,8 +40,9 @@ With random weights many scores are nearly tied: *98 % is what the original's fi
 """),
     "moved": ("What moves detections on purpose", """\
 The four photographs of `coco_r50` again, with one key changed, against the original's detections. `bucket` padding leaves
-few static shapes to compile. What lies beyond the original's own padding is set to zero before every convolution, and left
-out of anchors, pooling and RoIs, so that the original's figures remain (`tests/test_model_edges.py`). bfloat16 is how accelerators train and is not the original's arithmetic:
+few static shapes to compile. What lies beyond the original's own padding is set to zero before every convolution, and
+left out of anchors, pooling and RoIs, so that the original's figures remain (`tests/test_model_edges.py`).
+bfloat16 is how accelerators train and is not the original's arithmetic:
 random weights, whose scores are nearly tied, show it at its worst, and no bound is set.
 """),
 }

@@ -58,11 +58,13 @@ def test_steps(what):
     assert row.images == 2 and row.memory > 0 and row.flops > 0 and math.isfinite(row.times.median)
 
 
+@pytest.mark.slow
 def test_parts():
     rows = parts.rows("tiny", config(), IMAGE, repeats=1)
     assert rows[-1].times.median == pytest.approx(sum(row.times.median for row in rows[:-1]))
 
 
+@pytest.mark.slow
 def test_scaling(tmp_path, monkeypatch):
     monkeypatch.setattr(scaling, "SMALL", tiny.SETTINGS | {"model.num_classes": 20})
     found = scaling.sweeps(scaling.Ranges((1,), (10,), (10,), IMAGE), repeats=1)
