@@ -14,7 +14,7 @@ def draw(*shape):
     return jnp.asarray(np.random.default_rng(len(shape)).standard_normal(shape, np.float32))
 
 
-def close(actual, expected, tolerance=1e-5):
+def check_close(actual, expected, tolerance=1e-5):
     rms = float(jnp.sqrt((expected**2).mean()))
     np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=tolerance * rms)
 
@@ -42,10 +42,10 @@ def test_roi_align(shape, windows, monkeypatch):
     features, (wy, wx) = draw(*shape, 8), weights(rois(50, [4 * s for s in shape]), shape)
     forms = roi_align._by_windows, roi_align._in_chunks
     windows, chunks = (jax.jit(lambda *a, form=form: form(*a))(features, wy, wx) for form in forms)
-    close(windows, chunks)
+    check_close(windows, chunks)
     forms = roi_align._windows_backward, roi_align._chunks_backward
     windows, chunks = (jax.jit(lambda *a, form=form: form(*a))(chunks, wy, wx) for form in forms)
-    close(windows, chunks)
+    check_close(windows, chunks)
 
 
 def test_roi_align_under_vmap_and_grad():
@@ -62,7 +62,7 @@ def test_roi_align_under_vmap_and_grad():
     ours = lambda features, boxes: roi_align.roi_align(features, boxes, 4, where)
     gradients = [jax.jit(jax.value_and_grad(functools.partial(loss, crop)))(features) for crop in (ours, plain)]
     for actual, expected in zip(*map(jax.tree.leaves, gradients)):
-        close(actual, expected)
+        check_close(actual, expected)
 
 
 def test_conv_as_product():
@@ -75,4 +75,4 @@ def test_conv_as_product():
 
     ours, plain = value_and_gradients(border.conv_as_product), value_and_gradients(convolve)
     for actual, expected in zip(jax.tree.leaves(ours), jax.tree.leaves(plain)):
-        close(actual, expected)
+        check_close(actual, expected)
