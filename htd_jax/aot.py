@@ -95,6 +95,7 @@ def _batch_size(config, what):
 def _devices(topology):
     """The devices of a topology that is described, not there."""
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no machine to ask what it is
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is taken: several of these may run at once
     name = topology.split(":")[0]
     if name not in MEMORY:
         raise UserError(f"--topology (={topology}): must begin with one of {', '.join(MEMORY)}, as in v5e:1x1")
