@@ -23,20 +23,34 @@ class ConvGN(nnx.Module):
         return jax.nn.relu(x if self.gn is None else self.gn(x))
 
 
+@jax.custom_vjp
 def conv_as_product(x, kernel):
-    """3x3 convolution of maps `[N, 7, 7, C]` with one zero on each side, as one product of patches.
+    """3x3 convolution of maps `[N, 7, 7, C]` with one zero on each side, as products.
 
-    For CPUs, where it is about twice as fast as a convolution of such small maps. Patches are made anew in the backward pass.
+    For CPUs, where it is about twice as fast as a convolution of such small maps. Forward, the rows of zeros above and
+    below are left out; the backward pass is faster as one product, with patches made anew.
     """
     kernel = kernel.astype(x.dtype)
-    return jax.checkpoint(_product_of_patches)(x, kernel)
+    channels = x.shape[-1]
+    columns = jnp.concatenate(_shifted(x, axis=2), axis=-1)
+    above, at, below = kernel.reshape(3, 3 * channels, -1)
+    frame = lambda rows, side: jnp.pad(rows, ((0, 0), side, (0, 0), (0, 0)))
+    return columns @ at + frame(columns[:, :-1] @ above, (1, 0)) + frame(columns[:, 1:] @ below, (0, 1))
 
 
 def _product_of_patches(x, kernel):
-    height, width = x.shape[1:3]
-    framed = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    patches = jnp.concatenate([framed[:, i:i + height, j:j + width] for i in range(3) for j in range(3)], axis=-1)
-    return patches @ kernel.reshape(-1, kernel.shape[-1])
+    patches = jnp.concatenate([part for rows in _shifted(x, axis=1) for part in _shifted(rows, axis=2)], axis=-1)
+    return patches @ kernel.astype(x.dtype).reshape(-1, kernel.shape[-1])
+
+
+def _shifted(x, axis):
+    """What lies one before, at, and one behind each place along `axis`; zero beyond the ends."""
+    framed = jnp.pad(x, [(int(k == axis),) * 2 for k in range(x.ndim)])
+    return [jax.lax.slice_in_dim(framed, k, k + x.shape[axis], axis=axis) for k in range(3)]
+
+
+conv_as_product.defvjp(lambda x, kernel: (conv_as_product(x, kernel), (x, kernel)),
+                       lambda inputs, gradient: jax.vjp(_product_of_patches, *inputs)[1](gradient))
 
 
 class Border(nnx.Module):
