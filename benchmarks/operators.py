@@ -71,7 +71,8 @@ def roi_align_own(sizes, rng):
 
 def roi_align_all(sizes, rng):
     levels, rois = _features_and_rois(sizes, rng)
-    return Operator(f"RoIAlign, {sizes.rois} RoIs, four levels", crop_all_levels, (levels, rois),
+    four = lambda levels, rois: crop_all_levels(levels, rois, crop_own_level(levels, rois))
+    return Operator(f"RoIAlign, {sizes.rois} RoIs, four levels", four, (levels, rois),
                     "torchvision roi_align", _torchvision_crops(levels, [rois] * len(levels)))
 
 

@@ -5,10 +5,11 @@ import numpy as np
 
 from benchmarks import inputs, models, timing
 from benchmarks.table import Row
+from htd_jax.models.detection import REGRESSED_AT_ONCE
 from htd_jax.models.htd import matmul_precision, normalise
 from htd_jax.models.training import batch_proposals, shapes_of
 from htd_jax.ops.nms import multiclass_nms
-from htd_jax.ops.roi_align import crop_all_levels, crop_own_level, select_own_level
+from htd_jax.ops.roi_align import crop_all_levels, crop_own_level
 
 
 def rows(name, config, image=(800, 1344), repeats=5):
@@ -44,16 +45,17 @@ def run_parts(part, batch, config):
     levels, rois = [x[0] for x in pyramid[:4]], boxes[0]
     own = part("RoIAlign, stage 0 (own level)", lambda m, x, r: crop_own_level(x, r), levels, rois)
     part("stage 0's layers", lambda m, x, c: m.stage0(x[None], c), own, context)
-    crops = part("RoIAlign, stage 1 (four levels)", lambda m, x, r: crop_all_levels(x, r), levels, rois)
-    own = part("selection of the own level", lambda m, x, r: select_own_level(x, r), crops, rois)
+    own = part("RoIAlign, stage 1 (own level)", lambda m, x, r: crop_own_level(x, r), levels, rois)
     class_logits = part("PGraph", lambda m, x, c, r, v: m.pgraph(x[None], c, r[None], v, m.stage0.fc_cls),
                         own, context, rois, valid)
+    crops = part(f"RoIAlign, stage 1 (other levels), {len(rois)} RoIs", lambda m, x, r, o: crop_all_levels(x, r, o),
+                 levels, rois, own)
     part(f"BA, {len(rois)} RoIs", lambda m, x, o, c: _in_chunks(m, x, o, c), crops, own, context)
     part("NMS of classes", lambda m, b, s: multiclass_nms(b, s, config.test.nms_iou, 0.0, config.test.max_detections),
          rois, jax.nn.softmax(class_logits[0])[:, :-1])
 
 
 def _in_chunks(model, crops, own, context):
-    """BA on 64 RoIs at a time, as `detection.regress` does it."""
+    """BA on so many RoIs at a time as `detection.regress` does it."""
     one = lambda inputs: model.border(inputs[0][:, None], inputs[1][None], context)[0]
-    return jax.lax.map(one, (jnp.moveaxis(crops, 1, 0), own), batch_size=64)
+    return jax.lax.map(one, (jnp.moveaxis(crops, 1, 0), own), batch_size=REGRESSED_AT_ONCE)

@@ -9,10 +9,10 @@ from htd_jax.models.htd import matmul_precision, normalise
 from htd_jax.models.training import batch_proposals, shapes_of
 from htd_jax.ops.boxes import decode, flip
 from htd_jax.ops.nms import multiclass_nms, nms
-from htd_jax.ops.roi_align import crop_all_levels, crop_own_level, extend_edges, select_own_level
+from htd_jax.ops.roi_align import crop_all_levels, crop_own_level, extend_edges
 from htd_jax.ops.soft_nms import soft_nms
 
-REGRESSED_AT_ONCE = 64
+REGRESSED_AT_ONCE = 32
 MERGE_IOU = 0.7
 
 
@@ -94,32 +94,29 @@ def _detect_one(model, views, proposals, valid, config):
     scores = sum(jax.nn.softmax(logits) for logits, _, _ in classified) / len(views)
     scores = jnp.where(valid[:, None], scores[:, :-1], 0)
     needed = (scores > config.test.score).any(axis=1)
-    boxes = sum(view.to_original(regress(model, view, refined, crops, needed))
-                for view, (_, refined, crops) in zip(views, classified)) / len(views)
+    boxes = sum(view.to_original(regress(model, view, refined, own, needed))
+                for view, (_, refined, own) in zip(views, classified)) / len(views)
     select = {"hard": multiclass_nms, "soft": soft_nms}[config.test.nms]
     found = select(boxes, scores, config.test.nms_iou, config.test.score, config.test.max_detections)
     return dict(zip(("boxes", "scores", "labels", "valid"), found))
 
 
 def classify(model, view, rois, valid):
-    """Averaged logits of both stages `[N, classes + 1]` of `rois [N, 4]`, stage 1's RoIs and their crops of all levels.
-
-    Stage 1's crop from a RoI's own level is one of its four, so it is selected, not pooled again.
-    """
+    """Averaged logits of both stages `[N, classes + 1]` of `rois [N, 4]`, stage 1's RoIs and their own levels' crops."""
     context = view.context[None]
     logits0, deltas = model.stage0(crop_own_level(view.pyramid, rois)[None], context)
     refined = decode(rois, deltas[0], stage0.STDS, view.size)
-    crops = crop_all_levels(view.pyramid, refined)
-    own = select_own_level(crops, refined)
+    own = crop_own_level(view.pyramid, refined)
     logits1 = model.pgraph(own[None], context, refined[None], valid[None], model.stage0.fc_cls)
-    return (logits0[0] + logits1[0]) / 2, refined, crops
+    return (logits0[0] + logits1[0]) / 2, refined, own
 
 
-def regress(model, view, rois, crops, needed):
-    """Final boxes `[N, 4]`, in the view's pixels, of `rois [N, 4]` with `crops [4, N, 7, 7, C]`; right where `needed [N]`.
+def regress(model, view, rois, own, needed):
+    """Final boxes `[N, 4]`, in the view's pixels, of `rois [N, 4]` with crops `own [N, 7, 7, C]`; right where `needed [N]`.
 
-    BA is the dearest part of a test image, and only RoIs with a score that can be output need it. They are worked
-    on a chunk at a time, as many chunks as there are, so that shapes are static and a hard image gets all of them.
+    BA and its crops of all levels are the dearest part of a test image, and only RoIs with a score that can be output
+    need them. They are worked on a chunk at a time, as many chunks as there are, so that shapes are static and a hard
+    image gets all of them.
     """
     count = len(rois)
     chunk = min(REGRESSED_AT_ONCE, count)
@@ -128,8 +125,8 @@ def regress(model, view, rois, crops, needed):
 
     def advance(step, deltas):
         index = jax.lax.dynamic_slice(order, (step * chunk,), (chunk,))
-        picked = crops[:, index]
-        return deltas.at[index].set(model.border(picked, select_own_level(picked, rois[index]), context))
+        crops = crop_all_levels(view.pyramid, rois[index], own[index])
+        return deltas.at[index].set(model.border(crops, own[index], context))
 
     chunks = (needed.sum() + chunk - 1) // chunk
     deltas = jax.lax.fori_loop(0, chunks, advance, jnp.zeros((count, 4)))

@@ -120,10 +120,10 @@ def stage1(model, pyramid, context, rois, count):
     crops = jax.vmap(crop_own_level)(pyramid, rois.boxes)
     logits = model.pgraph(crops, context, rois.boxes, rois.valid, model.stage0.fc_cls)
     positives = int(count * MAX_ROI_POSITIVES)
-    all_levels = jax.vmap(crop_all_levels)(pyramid, rois.boxes[:, :positives])
+    own = crops[:, :positives]
+    all_levels = jax.vmap(crop_all_levels)(pyramid, rois.boxes[:, :positives], own)
     merged = jnp.moveaxis(all_levels, 1, 0).reshape(4, -1, *all_levels.shape[3:])
-    own = crops[:, :positives].reshape(-1, *crops.shape[2:])
-    deltas = model.border(merged, own, jnp.repeat(context, positives, axis=0))
+    deltas = model.border(merged, own.reshape(-1, *own.shape[2:]), jnp.repeat(context, positives, axis=0))
     return logits, deltas.reshape(len(context), positives, 4)
 
 

@@ -235,11 +235,12 @@ def crop_own_level(pyramid, rois):
                for k, (features, stride) in enumerate(zip(pyramid, STRIDES)))
 
 
-def crop_all_levels(pyramid, rois):
-    """Crops `[4, N, 7, 7, C]` of `rois [N, 4]` from every level of `pyramid` (P2..P5)."""
-    return jnp.stack([roi_align(features, rois, stride) for features, stride in zip(pyramid, STRIDES)])
+def crop_all_levels(pyramid, rois, own):
+    """Crops `[4, N, 7, 7, C]` of `rois [N, 4]` from every level of `pyramid` (P2..P5).
 
-
-def select_own_level(crops, rois):
-    """What `crop_own_level` gives, `[N, 7, 7, C]`, picked from `crop_all_levels`' `[4, N, 7, 7, C]`."""
-    return jnp.take_along_axis(crops, roi_levels(rois)[None, :, None, None, None], axis=0)[0]
+    `own [N, 7, 7, C]` is what `crop_own_level` gives: one of the four, which is not pooled again.
+    """
+    levels = roi_levels(rois)
+    here = [(levels == k)[:, None, None, None] for k in range(len(STRIDES))]
+    return jnp.stack([jnp.where(here[k], own, roi_align(features, rois, stride, where=levels != k))
+                      for k, (features, stride) in enumerate(zip(pyramid, STRIDES))])

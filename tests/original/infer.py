@@ -11,7 +11,7 @@ from htd_jax.models.htd import matmul_precision
 from htd_jax.models.pgraph import interact, prototypes
 from htd_jax.models.training import batch_proposals, shapes_of
 from htd_jax.ops.boxes import decode
-from htd_jax.ops.roi_align import crop_all_levels, crop_own_level, roi_levels, select_own_level
+from htd_jax.ops.roi_align import crop_all_levels, crop_own_level, roi_levels
 from original import reference
 from original.figures import Archive, Figure, in_order, match, same_rows
 
@@ -110,8 +110,9 @@ def split_by_level(rois, refined):
 
 def regression(model, pyramid, context, rois, count):
     """BA, inside and out, of `rois [n, 4]`; its convolutions, which are dear, of the first `count`."""
-    crops = crop_all_levels(pyramid, rois)
-    own, merged = select_own_level(crops, rois), model.border.aggregate(crops)
+    own = crop_own_level(pyramid, rois)
+    crops = crop_all_levels(pyramid, rois, own)
+    merged = model.border.aggregate(crops)
     inputs = merged + own + context
     x = inputs[:count]
     for layer in model.border.convs:
