@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from htd_jax.models import border
 from htd_jax.ops import roi_align
+from htd_jax.ops.crop_conv import crop_conv
 
 
 def draw(*shape):
@@ -65,14 +65,15 @@ def test_roi_align_under_vmap_and_grad():
         check_close(actual, expected)
 
 
-def test_conv_as_product():
-    x, kernel = draw(3, 7, 7, 8), draw(3, 3, 8, 12)
+@pytest.mark.parametrize("shape", [(3, 7, 7, 8), (2, 4, 3, 5)])
+def test_crop_conv(shape):
+    x, kernel = draw(*shape), draw(3, 3, shape[-1], 12)
     convolve = functools.partial(jax.lax.conv_general_dilated, window_strides=(1, 1), padding="SAME",
                                  dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
     def value_and_gradients(form):
         return jax.jit(jax.value_and_grad(lambda x, k: (form(x, k) ** 2).sum(), argnums=(0, 1)))(x, kernel)
 
-    ours, plain = value_and_gradients(border.conv_as_product), value_and_gradients(convolve)
-    for actual, expected in zip(jax.tree.leaves(ours), jax.tree.leaves(plain)):
+    check_close(crop_conv(x, kernel), convolve(x, kernel), 5e-6)
+    for actual, expected in zip(*map(jax.tree.leaves, map(value_and_gradients, (crop_conv, convolve)))):
         check_close(actual, expected)

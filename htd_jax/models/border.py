@@ -5,6 +5,7 @@ import numpy as np
 from flax import nnx
 
 from htd_jax.models.layers import KAIMING_FAN_OUT, conv, linear, normal, uniform_fan_in
+from htd_jax.ops.crop_conv import crop_conv
 from htd_jax.ops.roi_align import BINS
 
 STDS = (0.05, 0.05, 0.1, 0.1)
@@ -19,38 +20,8 @@ class ConvGN(nnx.Module):
         self.gn = nnx.GroupNorm(outputs, groups, epsilon=1e-5, dtype=dtype, rngs=rngs) if groups else None
 
     def __call__(self, x):
-        x = jax.lax.platform_dependent(x, self.conv.kernel[...], cpu=conv_as_product, default=lambda x, _: self.conv(x))
+        x = jax.lax.platform_dependent(x, self.conv.kernel[...], cpu=crop_conv, default=lambda x, _: self.conv(x))
         return jax.nn.relu(x if self.gn is None else self.gn(x))
-
-
-@jax.custom_vjp
-def conv_as_product(x, kernel):
-    """3x3 convolution of maps `[N, 7, 7, C]` with one zero on each side, as products.
-
-    For CPUs, where it is about twice as fast as a convolution of such small maps. Forward, the rows of zeros above and
-    below are left out; the backward pass is faster as one product, with patches made anew.
-    """
-    kernel = kernel.astype(x.dtype)
-    channels = x.shape[-1]
-    columns = jnp.concatenate(_shifted(x, axis=2), axis=-1)
-    above, at, below = kernel.reshape(3, 3 * channels, -1)
-    frame = lambda rows, side: jnp.pad(rows, ((0, 0), side, (0, 0), (0, 0)))
-    return columns @ at + frame(columns[:, :-1] @ above, (1, 0)) + frame(columns[:, 1:] @ below, (0, 1))
-
-
-def _product_of_patches(x, kernel):
-    patches = jnp.concatenate([part for rows in _shifted(x, axis=1) for part in _shifted(rows, axis=2)], axis=-1)
-    return patches @ kernel.astype(x.dtype).reshape(-1, kernel.shape[-1])
-
-
-def _shifted(x, axis):
-    """What lies one before, at, and one behind each place along `axis`; zero beyond the ends."""
-    framed = jnp.pad(x, [(int(k == axis),) * 2 for k in range(x.ndim)])
-    return [jax.lax.slice_in_dim(framed, k, k + x.shape[axis], axis=axis) for k in range(3)]
-
-
-conv_as_product.defvjp(lambda x, kernel: (conv_as_product(x, kernel), (x, kernel)),
-                       lambda inputs, gradient: jax.vjp(_product_of_patches, *inputs)[1](gradient))
 
 
 class Border(nnx.Module):
