@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from htd_jax.ops import roi_align
+from htd_jax.ops.conv import conv
 from htd_jax.ops.crop_conv import crop_conv
 
 
@@ -76,4 +77,18 @@ def test_crop_conv(shape):
 
     check_close(crop_conv(x, kernel), convolve(x, kernel), 5e-6)
     for actual, expected in zip(*map(jax.tree.leaves, map(value_and_gradients, (crop_conv, convolve)))):
+        check_close(actual, expected)
+
+
+@pytest.mark.parametrize("size, stride", [(1, 1), (1, 2), (3, 1), (3, 2)])
+def test_gradient_of_conv(size, stride):
+    x, kernel, pad = draw(2, 9, 12, 4), draw(size, size, 4, 6), (size - 1) // 2
+    arguments = ((stride, stride), ((pad, pad), (pad, pad)))
+    more = dict(feature_group_count=1, lhs_dilation=(1, 1), rhs_dilation=(1, 1), dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    def gradients(form):
+        return jax.jit(jax.grad(lambda x, k: (form(x, k, *arguments, **more) ** 2).sum(), argnums=(0, 1)))(x, kernel)
+
+    for actual, expected in zip(gradients(conv), gradients(jax.lax.conv_general_dilated)):
+        assert actual.shape == expected.shape
         check_close(actual, expected)

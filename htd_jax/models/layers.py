@@ -3,6 +3,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from htd_jax.ops.conv import conv as fast_gradient_conv
+
 KAIMING_FAN_OUT = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 KAIMING_FAN_IN = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")
 XAVIER = nnx.initializers.xavier_uniform()
@@ -27,7 +29,8 @@ def conv(inputs, outputs, size, *, rngs, dtype, stride=1, groups=1, bias=True, i
     """`nnx.Conv` with (size - 1) / 2 zeros on *each* side, strided or not: `SAME` would pad strided ones on one side."""
     pad = (size - 1) // 2
     return nnx.Conv(inputs, outputs, (size, size), strides=stride, padding=((pad, pad), (pad, pad)), use_bias=bias,
-                    feature_group_count=groups, kernel_init=init, bias_init=bias_init, dtype=dtype, rngs=rngs)
+                    feature_group_count=groups, kernel_init=init, bias_init=bias_init, dtype=dtype,
+                    conv_general_dilated=fast_gradient_conv, rngs=rngs)
 
 
 def linear(inputs, outputs, *, rngs, dtype, init=XAVIER):

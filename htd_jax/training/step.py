@@ -3,6 +3,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from htd_jax.models.htd import matmul_precision
 from htd_jax.training import mesh as mesh_lib
 
 
@@ -24,14 +25,15 @@ def make_step(loss_fn, optimizer, schedule, mesh, config):
         optimizer: optax transformation over params.
         schedule: updates done before -> learning rate; only logged here.
         mesh: batches are split over it, the state is on every device.
-        config: uses seed, accumulate, ema.
+        config: uses seed, accumulate, ema, dtype.
     Returns:
         step(state, batch) -> (state, logs). The state given is consumed. Logs: those of loss_fn, plus `grad_norm` (of
         the gradient before clipping) and `lr`. The randomness is a function of seed and step alone. With
         accumulate = k, micro-batch i is rows i::k, and losses and gradients are means over the micro-batches.
     """
     def gradients(params, frozen, batch, key):
-        (_, logs), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, frozen, batch, key)
+        with matmul_precision(config.dtype):  # here too: custom gradients are traced after loss_fn has returned
+            (_, logs), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, frozen, batch, key)
         return grads, logs
 
     def accumulated(params, frozen, batch, key):
