@@ -2,6 +2,7 @@
 
 Each is measured in a process of its own, so that peak memory is this step's alone. The images are noise.
 """
+import ctypes
 import json
 import os
 import pathlib
@@ -123,7 +124,14 @@ def beside(case, batch):
 
 
 def forget_peak_memory():
-    """Lets the peak of this process begin anew, where the system can (Linux): compiling has a peak of its own."""
+    """Lets the peak of this process begin anew, where the system can (Linux): compiling has a peak of its own.
+
+    What that has freed goes back to the system first, as far as it is the C library that keeps it.
+    """
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):  # another system's library
+        pass
     try:
         pathlib.Path("/proc/self/clear_refs").write_text("5")
     except OSError:

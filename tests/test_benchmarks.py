@@ -1,13 +1,14 @@
 """Every benchmark runs, on shapes that take seconds. What it measures is not asserted."""
 import math
 import pathlib
+import subprocess
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import arithmetic, inputs, operators, parts, scaling, steps, table, timing
+from benchmarks import arithmetic, inputs, operators, parts, scaling, start, steps, table, timing
 from htd_jax.ops.roi_align import roi_align
 import tiny
 
@@ -78,3 +79,24 @@ def test_scaling_refuses_what_is_worse_than_linear():
     scaling.check([grown(2.0)])
     with pytest.raises(AssertionError, match="1 to 2 images cost 4.00 times"):
         scaling.check([grown(4.0)])
+
+
+FAKE_TRAINING = """
+import os, pathlib, sys, time
+workdir, cache = pathlib.Path(sys.argv[sys.argv.index("--workdir") + 1]), pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+if "--fail" in sys.argv:
+    sys.exit(3)
+time.sleep(0 if cache.exists() else 0.5)
+cache.mkdir(exist_ok=True), workdir.mkdir()
+(workdir / "metrics.jsonl").write_text("{}")
+time.sleep(60)
+"""
+
+
+def test_start_times_two_starts_that_share_a_cache(tmp_path, monkeypatch):
+    (tmp_path / "train.py").write_text(FAKE_TRAINING)
+    monkeypatch.setattr(start, "ROOT", tmp_path)
+    first, second = start.starts([])
+    assert 0 < second < first - 0.3 < 30
+    with pytest.raises(subprocess.CalledProcessError, match="3"):
+        start.starts(["--fail"])

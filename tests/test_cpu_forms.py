@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from htd_jax.ops import roi_align
-from htd_jax.ops.conv import conv
+from htd_jax.ops.conv import conv, kernel_gradient
 from htd_jax.ops.crop_conv import crop_conv
 
 
@@ -92,3 +92,10 @@ def test_gradient_of_conv(size, stride):
     for actual, expected in zip(gradients(conv), gradients(jax.lax.conv_general_dilated)):
         assert actual.shape == expected.shape
         check_close(actual, expected)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="how XLA compiles for a CPU")
+def test_gradient_of_a_kernel_copies_no_map():
+    x, gradient = draw(2, 40, 40, 32), draw(2, 40, 40, 16)
+    of_kernel = jax.jit(lambda x, g: kernel_gradient(x, g, (1, 1), (1, 1), ((0, 0), (0, 0))))
+    assert of_kernel.lower(x, gradient).compile().memory_analysis().temp_size_in_bytes < x.nbytes / 4

@@ -71,7 +71,7 @@ def test_sigterm_saves_and_ends_cleanly(data, tmp_path):
     assert [row["step"] for row in rows(tmp_path)] == list(range(1, done + 3))
 
 
-def kill_and_resume(data, tmp_path, times, total):
+def assert_kills_cost_nothing(data, tmp_path, times, total):
     keys = dict(total_steps=total, checkpoint_every=7, data__val__annotations="")
     finish(start(data, tmp_path / "whole", **keys))
     generator = random.Random(0)
@@ -91,12 +91,12 @@ def kill_and_resume(data, tmp_path, times, total):
 
 
 def test_kill_resumes_and_gives_the_same_losses(data, tmp_path):
-    kill_and_resume(data, tmp_path, times=2, total=300)
+    assert_kills_cost_nothing(data, tmp_path, times=2, total=300)
 
 
 @pytest.mark.slow
 def test_kill_twenty_times(data, tmp_path):
-    kill_and_resume(data, tmp_path, times=20, total=3000)
+    assert_kills_cost_nothing(data, tmp_path, times=20, total=3000)
 
 
 def test_eight_devices_and_one_are_the_same_run_and_read_each_other(data, tmp_path):

@@ -117,7 +117,7 @@ class ResNet(nnx.Module):
                 for block in blocks:
                     x = block(x, padded)
             if stage <= self.frozen_stages:
-                x = jax.lax.stop_gradient(x)
+                x = jax.lax.optimization_barrier(jax.lax.stop_gradient(x))  # or XLA holds all blocks' terms to make it anew
             outputs.append(x)
         return outputs
 

@@ -51,7 +51,12 @@ def kernel_gradient(x, gradient, taps, strides, padding):
 
     def of_tap(tap):  # one at a time: what they see of `framed` are copies as large as itself
         seen = jax.lax.dynamic_slice(framed, (0, *tap, 0), (len(x), *spans, x.shape[-1]))
-        return jnp.einsum("bhwi,bhwo->io", seen[:, ::strides[0], ::strides[1]], gradient)
+        return _rows(seen[:, ::strides[0], ::strides[1]]).T @ _rows(gradient)
 
     products = jax.lax.map(of_tap, tuple(map(jnp.ravel, jnp.indices(taps))))
     return products.reshape(*taps, x.shape[-1], gradient.shape[-1])
+
+
+def _rows(x):
+    """A matrix with a row for each place: only so does XLA transpose it within the product, not in a copy."""
+    return x.reshape(-1, x.shape[-1])

@@ -7,6 +7,8 @@ round worse: F(4 x 4, 3 x 3) loses a digit.)
 import jax
 import jax.numpy as jnp
 
+from htd_jax.ops.conv import kernel_gradient
+
 
 @jax.custom_vjp
 def crop_conv(x, kernel):
@@ -36,10 +38,9 @@ def _shifted(x, axis):
 
 
 def _backward(inputs, gradient):
-    """The input's gradient is the same convolution turned around; the kernel's is one product with all patches."""
+    """The input's gradient is the same convolution turned around."""
     x, kernel = inputs
-    patches = jnp.concatenate([part for rows in _shifted(x, axis=1) for part in _shifted(rows, axis=2)], axis=-1)
-    of_kernel = jnp.einsum("nhwp,nhwo->po", patches, gradient).reshape(kernel.shape)
+    of_kernel = kernel_gradient(x, gradient, kernel.shape[:2], strides=(1, 1), padding=((1, 1), (1, 1)))
     return crop_conv(gradient, jnp.flip(kernel, (0, 1)).swapaxes(2, 3)), of_kernel.astype(kernel.dtype)
 
 

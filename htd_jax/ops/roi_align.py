@@ -231,8 +231,9 @@ def _extend_edge(features, axis, end, stride):
 def crop_own_level(pyramid, rois):
     """Crops `[N, 7, 7, C]` of `rois [N, 4]`, each from its own level of `pyramid` (P2..P5, each `[H, W, C]`)."""
     levels = roi_levels(rois)
-    return sum(roi_align(features, rois, stride, where=levels == k)
-               for k, (features, stride) in enumerate(zip(pyramid, STRIDES)))
+    crops = sum(roi_align(features, rois, stride, where=levels == k)
+                for k, (features, stride) in enumerate(zip(pyramid, STRIDES)))
+    return jax.lax.optimization_barrier(crops)  # or all four terms are held until the backward pass
 
 
 def crop_all_levels(pyramid, rois, own):

@@ -6,6 +6,11 @@ import optax
 from htd_jax.models.htd import matmul_precision
 from htd_jax.training import mesh as mesh_lib
 
+CPU_OPTIONS = {  # by default XLA runs early what it could run late, and computes again in many places what a barrier parts:
+    "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",  # temporary buffers are 1.4 times as large without
+    "xla_disable_hlo_passes": "cse_barrier_expander",  # which would take the barriers out before anything heeds them
+}
+
 
 def init_state(params, frozen, optimizer, ema=0.0):
     """Returns the state of training, a dict of pure dicts.
@@ -51,6 +56,7 @@ def make_step(loss_fn, optimizer, schedule, mesh, config):
         key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
         compute = gradients if config.accumulate == 1 else accumulated
         grads, logs = compute(state["params"], state["frozen"], batch, key)
+        grads = jax.lax.optimization_barrier(grads)  # all are there before any weight changes in place, else all are copied
         updates, optimizer_state = optimizer.update(grads, state["optimizer"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         new = state | dict(step=state["step"] + 1, params=params, optimizer=optimizer_state)
@@ -59,7 +65,8 @@ def make_step(loss_fn, optimizer, schedule, mesh, config):
         return new, logs | dict(grad_norm=optax.tree.norm(grads), lr=schedule(state["step"]))
 
     everywhere = mesh_lib.replicated(mesh)
-    return jax.jit(step, in_shardings=(everywhere, mesh_lib.split(mesh)), out_shardings=everywhere, donate_argnums=0)
+    return jax.jit(step, in_shardings=(everywhere, mesh_lib.split(mesh)), out_shardings=everywhere, donate_argnums=0,
+                   compiler_options=CPU_OPTIONS if mesh.devices.flat[0].platform == "cpu" else None)
 
 
 def _every_kth(x, k):
