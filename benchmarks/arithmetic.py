@@ -50,18 +50,18 @@ def _equation(equation):
     count = {"dot_general": _product, "conv_general_dilated": _convolution}.get(equation.primitive.name)
     if count:
         return Work(count(equation), sum(v.aval.size * v.aval.dtype.itemsize for v in (*equation.invars, *equation.outvars)))
-    inner = [_total(jaxpr) for jaxpr in _jaxprs(equation.params.values())]
+    inner = [_total(jaxpr) for jaxpr in jaxprs(equation.params.values())]
     if equation.primitive.name == "cond":  # one of its branches: the forms of a computation for different devices
         return max(inner)
     work = Work(sum(part.flops for part in inner), sum(part.bytes for part in inner))
     return work.times(equation.params["length"]) if equation.primitive.name == "scan" else work
 
 
-def _jaxprs(values):
+def jaxprs(values):
     """The jaxprs among the parameters of an equation."""
     for value in values:
         if isinstance(value, (tuple, list)):
-            yield from _jaxprs(value)
+            yield from jaxprs(value)
         elif hasattr(value, "eqns"):
             yield value
         elif hasattr(value, "jaxpr"):

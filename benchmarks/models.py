@@ -27,7 +27,8 @@ def parameters(name, config):
     if name not in reference.CHECKSUMS:
         return jax.jit(init)()
     state = reference.state(name)
-    return jax.device_put(tuple(_pick(shapes, state) for shapes in jax.eval_shape(init)))
+    picked = tuple(_pick(shapes, state) for shapes in jax.eval_shape(init))
+    return jax.tree.map(jnp.array, picked)  # copies: a step cannot change numpy's memory in place, and would keep both
 
 
 def _pick(shapes, tree):

@@ -81,12 +81,13 @@ def train_step(case, config):
     config.batch_size = case.batch
     model, schedule = model_lib.functions(config), learning_rate(config, 1000)
     optimizer, mesh = sgd(config, schedule), mesh_lib.make_mesh(jax.devices()[:1])
-    params, frozen = mesh_lib.replicate(models.parameters(case.name, config), mesh)
+    params, frozen = models.parameters(case.name, config)
     batch = inputs.batch(case.batch, case.image, np.random.default_rng(0), TRUTHS, SLOTS, config.model.num_classes)
     placed = mesh_lib.put_local_rows(batch, mesh)
     gradient = jax.value_and_grad(model.loss, has_aux=True)
     flops = arithmetic.least(gradient, params, frozen, placed, jax.random.key(0)).flops
-    state = step_lib.init_state(params, frozen, optimizer, config.ema)
+    started = jax.jit(lambda *given: step_lib.init_state(*given, optimizer, config.ema), out_shardings=mesh_lib.replicated(mesh))
+    state = started(params, frozen)
     step, seconds = timing.compile_(step_lib.make_step(model.loss, optimizer, schedule, mesh, config), state, placed)
 
     def call():

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import arithmetic, inputs, operators, parts, scaling, start, steps, table, timing
+from benchmarks import arithmetic, inputs, layers, operators, parts, scaling, start, steps, table, timing
 from htd_jax.ops.roi_align import roi_align
 import tiny
 
@@ -79,6 +79,26 @@ def test_scaling_refuses_what_is_worse_than_linear():
     scaling.check([grown(2.0)])
     with pytest.raises(AssertionError, match="1 to 2 images cost 4.00 times"):
         scaling.check([grown(4.0)])
+
+
+def test_layers_are_those_of_the_forward_pass():
+    found, small = layers.layers("train", config(), 2, IMAGE), config()
+    assert [one.kind for one in found[:layers.frozen_layers(small)]] == ["convolution"] * layers.frozen_layers(small)
+    assert found[0].shapes[0] == (2, *IMAGE, 3) and {one.kind for one in found} == {"convolution", "product"}
+    small.model.update(depth=50, frozen_stages=1)
+    assert layers.frozen_layers(small) == 11
+
+
+def test_layers_in_torch_give_what_ours_give():
+    torch = pytest.importorskip("torch")
+    one = layers.Layer("product", ((2, 5, 3), (4, 3, 2)), (((2,), (1,)), ((0,), (2,))))
+    compute, shapes = layers._product(torch, one)
+    a, b = (np.random.default_rng(k).normal(size=shape).astype(np.float32) for k, shape in enumerate(shapes))
+    np.testing.assert_allclose(compute(*map(torch.from_numpy, (a, b))), jax.lax.dot_general(a, b, one.more), atol=1e-5)
+    one = layers.Layer("convolution", ((1, 8, 9, 4), (3, 3, 2, 6)), ((2, 2), ((1, 1), (1, 1)), (1, 1), 2))
+    compute, shapes = layers._convolution(torch, one)
+    assert compute(*map(torch.zeros, shapes)).shape == (1, 6, 4, 5)
+    assert layers.seconds([one] * 3, forward_only=1, repeats=1) > 0
 
 
 FAKE_TRAINING = """

@@ -1,0 +1,132 @@
+"""PyTorch's time for a step's convolutions and matrix products alone: no PyTorch program with these layers takes less.
+
+  python -m benchmarks.layers --config htd_r50 --image 800,1344        # on a CPU, with torch installed
+
+What the original takes in times one convolution depends on the processor; beside this figure ours means the same on all.
+"""
+import argparse
+import collections
+import functools
+import importlib
+from typing import NamedTuple
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import arithmetic, inputs, steps, table, timing, yardsticks
+from htd_jax.models import detection, resnet
+from htd_jax.ops import roi_align
+from htd_jax.training import model as model_lib
+
+IMAGES = {"train": 2, "detect all": 1}
+
+
+class Layer(NamedTuple):
+    """A convolution or product of operands of these `shapes` (NHWC and HWIO); `more`: what else its kind needs."""
+
+    kind: str
+    shapes: tuple
+    more: tuple
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--config", default="htd_r50")
+    parser.add_argument("--image", type=lambda text: tuple(map(int, text.split(","))), default=(800, 1344))
+    given = parser.parse_args()
+    if not yardsticks.torch():
+        parser.error("torch is not installed: pip install torch")
+    print(table.provenance(f"python -m benchmarks.layers --config {given.config}"), flush=True)
+    one = timing.times({"one": yardsticks.conv_p2(given.image)}, 5)["one"].median
+    print(f"\n| {given.config}, {given.image[0]}x{given.image[1]} | PyTorch's layers alone, seconds | times conv2d on P2 ({one:.3f} s) |")
+    print("| --- | --- | --- |")
+    config = importlib.import_module(f"configs.{given.config}").get_config()
+    config.model.num_classes, config.dtype = 80, "float32"
+    for what, images in IMAGES.items():
+        total = seconds(layers(what, config, images, given.image), frozen_layers(config) if what == "train" else None)
+        print(f"| {what}, {images} x | {total:.2f} | {total / one:.1f} |", flush=True)
+
+
+def layers(what, config, images, image):
+    """The layers of a forward pass, in order: of the losses ('train'), or of 'detect all' with every proposal regressed."""
+    model = model_lib.functions(config)
+    given = jax.eval_shape(model.init)
+    batch = inputs.batch(images, image, np.random.default_rng(0), *(steps.TRUTHS, steps.SLOTS) * (what == "train"),
+                         classes=config.model.num_classes)
+    function = model.detect if what != "train" else functools.partial(model.loss, key=jax.random.key(0))
+    empty = lambda features, wy, wx: jnp.zeros((len(wy), *2 * (roi_align.BINS,), features.shape[-1]), features.dtype)
+    with mock.patch.object(roi_align, "_crops", empty), \
+            mock.patch.object(detection, "REGRESSED_AT_ONCE", config.test.proposals):  # one round of the loop is all
+        return list(_walk(jax.make_jaxpr(lambda *a: function(*a))(*given, batch).jaxpr))
+
+
+def _walk(jaxpr):
+    for equation in jaxpr.eqns:
+        name, params = equation.primitive.name, equation.params
+        shapes = tuple(v.aval.shape for v in equation.invars)
+        if name == "conv_general_dilated":
+            yield Layer("convolution", shapes, (tuple(params["window_strides"]), tuple(params["padding"]),
+                                                tuple(params["rhs_dilation"]), params["feature_group_count"]))
+        elif name == "dot_general":
+            yield Layer("product", shapes, params["dimension_numbers"])
+        elif name == "cond":  # the forms of a computation for different devices, the accelerators' last
+            yield from _walk(params["branches"][-1].jaxpr)
+        else:
+            for inner in arithmetic.jaxprs(params.values()):
+                yield from [*_walk(inner)] * (params["length"] if name == "scan" else 1)
+
+
+def seconds(found, forward_only=None, repeats=3):
+    """What PyTorch takes for the layers `found`, each kind measured once (median).
+
+    forward_only: of the first so many no gradient is computed, of the others those of both operands. None: of none.
+    """
+    forward_only = len(found) if forward_only is None else forward_only
+    kinds = collections.Counter((layer, k >= forward_only) for k, layer in enumerate(found))
+    return sum(count * timing.times({kind: call(*kind)}, repeats)[kind].median for kind, count in kinds.items())
+
+
+def frozen_layers(config):
+    """How many layers, the first of a forward pass, nothing is learnt in or propagated through."""
+    if not config.model.frozen_stages:
+        return 0
+    blocks = resnet.BLOCKS[config.model.depth][:config.model.frozen_stages]
+    each, shortcut = (3, 1) if config.model.depth in resnet.BOTTLENECK_DEPTHS else (2, 0)
+    return 1 + sum(each * count for count in blocks) + shortcut + (len(blocks) - 1)
+
+
+def call(layer, trained):
+    """A call without arguments that computes `layer` in PyTorch, with its gradients if it is `trained`."""
+    torch = yardsticks.torch()
+    function = _convolution if layer.kind == "convolution" else _product
+    compute, shapes = function(torch, layer)
+    operands = [torch.randn(*shape, requires_grad=trained) for shape in shapes]
+    if not trained:
+        return yardsticks.waiting(compute, *operands)
+    after = torch.randn(*compute(*operands).shape)
+    return lambda: torch.autograd.grad(compute(*operands), operands, after)
+
+
+def _convolution(torch, layer):
+    """(function, shapes of its operands) in PyTorch's layout."""
+    (b, h, w, inputs_), (rows, columns, *channels) = layer.shapes
+    strides, padding, dilation, groups = layer.more
+    pad = tuple(before for before, _ in padding)  # as much behind: the detector pads so everywhere
+    compute = lambda x, kernel: torch.nn.functional.conv2d(x, kernel, None, strides, pad, dilation, groups)
+    return compute, ((b, inputs_, h, w), (*channels[::-1], rows, columns))
+
+
+def _product(torch, layer):
+    (left, right), (left_batch, right_batch) = layer.more
+    names = ["abcdefgh"[:len(layer.shapes[0])], list("stuvwxyz"[:len(layer.shapes[1])])]
+    for ours, theirs in zip((*left, *left_batch), (*right, *right_batch)):
+        names[1][theirs] = names[0][ours]
+    kept = [c for c in names[0] if c not in names[1]], [c for c in names[1] if c not in names[0]]
+    result = "".join([*(names[0][axis] for axis in left_batch), *kept[0], *kept[1]])
+    return functools.partial(torch.einsum, f"{names[0]},{''.join(names[1])}->{result}"), layer.shapes
+
+
+if __name__ == "__main__":
+    main()
