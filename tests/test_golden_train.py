@@ -21,7 +21,7 @@ def test_every_loss(run):
 
 def test_every_gradient(run):
     errors = train.gradient_errors(run)
-    assert {name: norm for name, (norm, _) in errors.items() if norm > train.GRADIENT} == {}
+    assert {name: norm for name, (norm, _) in errors.items() if norm > train.gradient_bound(name)} == {}
     assert {name: entries for name, (_, entries) in errors.items()
             if entries > train.GRADIENT and not name.startswith(train.ATTENTION)} == {}
     none = set(run.archive.under("grad_none/"))

@@ -19,7 +19,8 @@ from original import reference
 from original.figures import Archive, Figure, relative, same_rows
 
 LOSS, GRADIENT = 1e-5, 1e-3
-ATTENTION = "roi_head.bbox_roi_extractor.1."  # its gradients are differences between levels that nearly cancel
+ATTENTION = "roi_head.bbox_roi_extractor.1."  # its gradients are differences between levels that nearly cancel:
+ATTENTION_GRADIENT = 2e-3  # weights 1e-6 off (`reference.state` with draw 1, 2, 3) move the norms by 1.0e-3 to 2.1e-3 for R101-DCN
 ZERO_IN_THEORY = f"{ATTENTION}conv2.bias"  # a constant added to all logits of a softmax
 
 
@@ -38,9 +39,12 @@ def figures(name):
     """The figures of `train_*.npz` for the configuration `name`."""
     mine = run(name)
     rows = [Figure(loss, error, LOSS) for loss, error in loss_errors(mine).items()]
-    norms, samples = zip(*gradient_errors(mine).values())
+    errors = gradient_errors(mine)
+    norms, samples = zip(*(error for gradient, error in errors.items() if not gradient.startswith(ATTENTION)))
+    attention, _ = zip(*(error for gradient, error in errors.items() if gradient.startswith(ATTENTION)))
     rows += [Figure(f"norm of {len(norms)} gradients", max(norms), GRADIENT),
-             Figure(f"difference of {len(samples)} gradients", max(samples), np.inf)]
+             Figure(f"norm of {len(attention)} gradients of BA's attention", max(attention), ATTENTION_GRADIENT),
+             Figure(f"difference of {len(samples)} gradients", max(samples), GRADIENT)]
     boxes, _, valid = mine.seen["proposals"]
     golden, present = golden_proposals(mine.archive)
     shares = [same_rows(boxes[i][valid[i]], golden[i][present[i]]) for i in range(len(boxes))]
@@ -136,6 +140,11 @@ def rpn_losses_by_level(run):
     over = lambda values, mask, k: float(np.where(mask & (levels == k), values, 0).sum() / number)
     return ({f"loss_rpn_cls.{k}": over(cross_entropy, chosen.valid, k) for k in range(5)}
             | {f"loss_rpn_bbox.{k}": over(distance, chosen.positive, k) for k in range(5)})
+
+
+def gradient_bound(name):
+    """What the norm of the gradient of this checkpoint name may be off by."""
+    return ATTENTION_GRADIENT if name.startswith(ATTENTION) else GRADIENT
 
 
 def gradient_errors(run):
