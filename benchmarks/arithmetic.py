@@ -31,9 +31,14 @@ class Work(NamedTuple):
 
 def least(function, *arguments):
     """The `Work` of function(*arguments) but for RoIAlign, which needs next to none: as products it takes its time in flops."""
-    empty = lambda features, wy, wx: jnp.zeros((len(wy), *2 * (roi_align.BINS,), features.shape[-1]), features.dtype)
-    with mock.patch.object(roi_align, "_crops", empty):
+    with without_roi_align():
         return program(function, *arguments)
+
+
+def without_roi_align():
+    """Where crops are zeros: a context for tracing."""
+    empty = lambda features, wy, wx: jnp.zeros((len(wy), *2 * (roi_align.BINS,), features.shape[-1]), features.dtype)
+    return mock.patch.object(roi_align, "_crops", empty)
 
 
 def program(function, *arguments):

@@ -7,17 +7,15 @@ What the original takes in times one convolution depends on the processor; besid
 import argparse
 import collections
 import functools
-import importlib
+import sys
 from typing import NamedTuple
 from unittest import mock
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import arithmetic, inputs, steps, table, timing, yardsticks
+from benchmarks import arithmetic, inputs, models, steps, table, timing, yardsticks
 from htd_jax.models import detection, resnet
-from htd_jax.ops import roi_align
 from htd_jax.training import model as model_lib
 
 IMAGES = {"train": 2, "detect all": 1}
@@ -38,12 +36,11 @@ def main():
     given = parser.parse_args()
     if not yardsticks.torch():
         parser.error("torch is not installed: pip install torch")
-    print(table.provenance(f"python -m benchmarks.layers --config {given.config}"), flush=True)
+    print(table.provenance("python -m benchmarks.layers " + " ".join(sys.argv[1:])), flush=True)
     one = timing.times({"one": yardsticks.conv_p2(given.image)}, 5)["one"].median
     print(f"\n| {given.config}, {given.image[0]}x{given.image[1]} | PyTorch's layers alone, seconds | times conv2d on P2 ({one:.3f} s) |")
     print("| --- | --- | --- |")
-    config = importlib.import_module(f"configs.{given.config}").get_config()
-    config.model.num_classes, config.dtype = 80, "float32"
+    config = models.load(given.config)
     for what, images in IMAGES.items():
         total = seconds(layers(what, config, images, given.image), frozen_layers(config) if what == "train" else None)
         print(f"| {what}, {images} x | {total:.2f} | {total / one:.1f} |", flush=True)
@@ -56,9 +53,8 @@ def layers(what, config, images, image):
     batch = inputs.batch(images, image, np.random.default_rng(0), *(steps.TRUTHS, steps.SLOTS) * (what == "train"),
                          classes=config.model.num_classes)
     function = model.detect if what != "train" else functools.partial(model.loss, key=jax.random.key(0))
-    empty = lambda features, wy, wx: jnp.zeros((len(wy), *2 * (roi_align.BINS,), features.shape[-1]), features.dtype)
-    with mock.patch.object(roi_align, "_crops", empty), \
-            mock.patch.object(detection, "REGRESSED_AT_ONCE", config.test.proposals):  # one round of the loop is all
+    whole = mock.patch.object(detection, "REGRESSED_AT_ONCE", config.test.proposals)  # all in one round of the loop
+    with arithmetic.without_roi_align(), whole:
         return list(_walk(jax.make_jaxpr(lambda *a: function(*a))(*given, batch).jaxpr))
 
 
@@ -81,7 +77,8 @@ def _walk(jaxpr):
 def seconds(found, forward_only=None, repeats=3):
     """What PyTorch takes for the layers `found`, each kind measured once (median).
 
-    forward_only: of the first so many no gradient is computed, of the others those of both operands. None: of none.
+    forward_only: of the first so many no gradient is computed, of the others those of both operands (1 % too
+    much: the first three that are trained read a frozen map). None: of none.
     """
     forward_only = len(found) if forward_only is None else forward_only
     kinds = collections.Counter((layer, k >= forward_only) for k, layer in enumerate(found))
@@ -93,8 +90,9 @@ def frozen_layers(config):
     if not config.model.frozen_stages:
         return 0
     blocks = resnet.BLOCKS[config.model.depth][:config.model.frozen_stages]
-    each, shortcut = (3, 1) if config.model.depth in resnet.BOTTLENECK_DEPTHS else (2, 0)
-    return 1 + sum(each * count for count in blocks) + shortcut + (len(blocks) - 1)
+    bottleneck = config.model.depth in resnet.BOTTLENECK_DEPTHS
+    shortcuts = len(blocks) if bottleneck else len(blocks) - 1  # one where a stage begins with other channels
+    return 1 + sum(blocks) * (3 if bottleneck else 2) + shortcuts
 
 
 def call(layer, trained):
