@@ -4,6 +4,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+LARGE = 10_000  # cells of a map
+
 
 def conv(x, kernel, strides, padding, *, feature_group_count, lhs_dilation, rhs_dilation, **more):
     """`lax.conv_general_dilated` of NHWC and HWIO, as `nnx.Conv` calls it.
@@ -29,15 +31,27 @@ def _forward(plain, strides, padding, x, kernel):
 
 
 def _backward(plain, strides, padding, inputs, gradient):
-    x, kernel = inputs
+    return jax.lax.platform_dependent(*inputs, gradient, cpu=functools.partial(_cpu_backward, plain, strides, padding),
+                                      default=lambda x, kernel, g: jax.vjp(plain, x, kernel)[1](g))
+
+
+def _cpu_backward(plain, strides, padding, x, kernel, gradient):
+    of_kernel = _by_image(x, gradient, kernel.shape[:2], strides, padding)
+    gradient, of_kernel = jax.lax.optimization_barrier((gradient, of_kernel))  # x is let go of before its gradient is there
     of_x, = jax.linear_transpose(lambda x: plain(x, kernel), x)(gradient)
-    of_kernel = jax.lax.platform_dependent(
-        x, gradient, cpu=lambda x, g: kernel_gradient(x, g, kernel.shape[:2], strides, padding),
-        default=lambda x, g: jax.linear_transpose(lambda k: plain(x, k), kernel)(g)[0])
     return of_x, of_kernel
 
 
 _conv.defvjp(_forward, _backward)
+
+
+def _by_image(x, gradient, taps, *where):
+    """`kernel_gradient`, image by image where maps are large: its copies of them are as large as itself."""
+    if taps == (1, 1) or x.shape[1] * x.shape[2] < LARGE:
+        return kernel_gradient(x, gradient, taps, *where)
+    add = lambda total, i: (total + kernel_gradient(x[i][None], gradient[i][None], taps, *where), None)
+    zeros = jnp.zeros((*taps, x.shape[-1], gradient.shape[-1]), x.dtype)
+    return jax.lax.scan(add, zeros, jnp.arange(len(x)))[0]
 
 
 def kernel_gradient(x, gradient, taps, strides, padding):
