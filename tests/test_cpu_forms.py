@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from htd_jax.ops import roi_align
+from htd_jax.ops import conv as conv_lib, roi_align
 from htd_jax.ops.conv import conv, kernel_gradient
 from htd_jax.ops.crop_conv import crop_conv
 
@@ -39,7 +39,7 @@ def weights(boxes, shape):
 @pytest.mark.parametrize("windows", [(10,), (6, 20), ()])
 def test_roi_align(shape, windows, monkeypatch):
     monkeypatch.setattr(roi_align, "WINDOWS", windows)
-    monkeypatch.setattr(roi_align, "CHUNK", 16)
+    monkeypatch.setattr(roi_align, "CHUNK", 16), monkeypatch.setattr(roi_align, "CPU_CHUNK", 8)
     features, (wy, wx) = draw(*shape, 8), weights(rois(50, [4 * s for s in shape]), shape)
     forms = roi_align._by_windows, roi_align._in_chunks
     windows, chunks = (jax.jit(lambda *a, form=form: form(*a))(features, wy, wx) for form in forms)
@@ -80,8 +80,10 @@ def test_crop_conv(shape):
         check_close(actual, expected)
 
 
+@pytest.mark.parametrize("large", [conv_lib.LARGE, 50], ids=["whole", "image by image"])
 @pytest.mark.parametrize("size, stride", [(1, 1), (1, 2), (3, 1), (3, 2)])
-def test_gradient_of_conv(size, stride):
+def test_gradient_of_conv(size, stride, large, monkeypatch):
+    monkeypatch.setattr(conv_lib, "LARGE", large)
     x, kernel, pad = draw(2, 9, 12, 4), draw(size, size, 4, 6), (size - 1) // 2
     arguments = ((stride, stride), ((pad, pad), (pad, pad)))
     more = dict(feature_group_count=1, lhs_dilation=(1, 1), rhs_dilation=(1, 1), dimension_numbers=("NHWC", "HWIO", "NHWC"))

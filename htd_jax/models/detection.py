@@ -9,7 +9,7 @@ from htd_jax.models.htd import matmul_precision, normalise
 from htd_jax.models.training import batch_proposals, shapes_of
 from htd_jax.ops.boxes import decode, flip
 from htd_jax.ops.nms import multiclass_nms, nms
-from htd_jax.ops.roi_align import crop_all_levels, crop_own_level, extend_edges
+from htd_jax.ops.roi_align import crop_all_levels, crop_own_level
 from htd_jax.ops.soft_nms import soft_nms
 
 REGRESSED_AT_ONCE = 32
@@ -66,7 +66,7 @@ def look(model, batch, flipped, config):
         logits, deltas, shapes_of(pyramid), batch["size"], batch["padded"], config.test)
     context, _ = model.sfa(pyramid[-1], batch["padded"])
     flags = jnp.full(len(images), flipped)
-    return View(extend_edges(pyramid, batch["padded"]), context, batch["size"], batch["scale"], flags), boxes, scores, valid
+    return View(pyramid[:-1], context, batch["size"], batch["scale"], flags), boxes, scores, valid
 
 
 def _mirror(image, width):

@@ -10,6 +10,7 @@ from htd_jax.models.resnet import ResNet
 from htd_jax.models.rpn import RPNHead
 from htd_jax.models.sfa import SFA
 from htd_jax.models.stage0 import Stage0
+from htd_jax.ops.roi_align import extend_edges
 
 MEAN = (123.675, 116.28, 103.53)  # of RGB pixels 0..255, with STD: ImageNet's
 STD = (58.395, 57.12, 57.375)
@@ -36,9 +37,11 @@ class HTD(nnx.Module):
         """P2..P6 `[B, H/s, W/s, C]` (s = 4..64) of normalised images `[B, H, W, 3]`.
 
         Where the images have more padding than `padded [B, 2]` (h, w), the maps are within it what they would be if the
-        images ended there. What lies beyond means nothing.
+        images ended there; the cells just beyond are what RoIAlign reads there, and others mean nothing.
         """
-        return self.neck(self.backbone(images, padded, remat), padded)
+        # The backward pass computes FPN's sums again, 1 % of its work, and does without some of the largest maps.
+        pyramid = nnx.remat(FPN.__call__)(self.neck, self.backbone(images, padded, remat), padded)
+        return [*extend_edges(pyramid[:-1], padded), pyramid[-1]]
 
 
 def build(settings, rngs, dtype=jnp.float32):

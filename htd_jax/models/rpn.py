@@ -34,6 +34,33 @@ class RPNHead(nnx.Module):
             deltas.append(self.reg(hidden).astype(jnp.float32).reshape(batch, -1, 4))
         return logits, deltas
 
+    def at(self, pyramid, anchors):
+        """Float32 logits `[B, N]` and deltas `[B, N, 4]` of single anchors: indices `[B, N]` among those of all levels.
+
+        Of anchors inside the image, which is as much as three cells: what a border does is not reproduced. For the
+        losses, whose gradient is 0 at all other anchors: a backward pass over whole maps would add up zeros.
+        """
+        seen = jax.vmap(surroundings)(pyramid, anchors)
+        kernel, bias = self.conv.kernel[...].astype(seen.dtype), self.conv.bias[...].astype(seen.dtype)
+        hidden = jax.nn.relu(seen @ kernel.reshape(-1, kernel.shape[-1]) + bias)[:, None]  # an image of one row
+        shape, ratio = (*anchors.shape, len(RATIOS), -1), (anchors % len(RATIOS))[..., None, None]
+        pick = lambda maps: jnp.take_along_axis(maps.astype(jnp.float32).reshape(shape), ratio, axis=2)[:, :, 0]
+        return pick(self.cls(hidden))[..., 0], pick(self.reg(hidden))
+
+
+def surroundings(pyramid, anchors):
+    """The 3x3 cells `[N, 9 * C]` about each of the `anchors [N]` of one image, P2..P6 `[H, W, C]`."""
+    seen, start = 0, 0
+    for features in pyramid:
+        height, width, channels = features.shape
+        framed = jnp.pad(features, ((0, max(0, 3 - height)), (0, max(0, 3 - width)), (0, 0)))
+        cell = (anchors - start) // len(RATIOS)
+        window = lambda y, x: jax.lax.dynamic_slice(framed, (y - 1, x - 1, 0), (3, 3, channels))
+        here = (cell >= 0) & (cell < height * width)
+        seen += jnp.where(here[:, None], jax.vmap(window)(cell // width, cell % width).reshape(len(anchors), -1), 0)
+        start += len(RATIOS) * height * width
+    return seen
+
 
 def propose(logits, deltas, shapes, size, nms_pre, count):
     """Proposals of one image: boxes `[count, 4]` clipped to `size` (h, w), scores `[count]`, valid `[count]`.

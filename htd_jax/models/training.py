@@ -10,12 +10,13 @@ from htd_jax.models.htd import matmul_precision, normalise
 from htd_jax.models.rpn import propose
 from htd_jax.models.targets import GroundTruth, MAX_ROI_POSITIVES, anchor_targets, refined_proposals, roi_targets
 from htd_jax.ops.anchors import cells_inside, grid_anchors
-from htd_jax.ops.roi_align import crop_all_levels, crop_own_level, extend_edges
+from htd_jax.ops.roi_align import crop_own_and_all_levels, crop_own_level
 
 STAGE_THRESHOLDS = (0.5, 0.6)
 STAGE_WEIGHTS = (1.0, 0.5)
 SFA_WEIGHT = 3.0
 RPN_BETA, STAGE_BETA = 1 / 9, 1.0
+POSITIVES_AT_ONCE = 16  # of each image
 
 
 def losses(model, batch, key, config):
@@ -29,8 +30,8 @@ def losses(model, batch, key, config):
         rpn_key, roi_key = jax.random.split(key)
         padded = batch["padded"]
         pyramid = model.features(normalise(batch["image"], batch["size"]), padded, remat=config.remat)
+        logs = rpn_losses(model.rpn, pyramid, batch["size"], truth, rpn_key, config)
         logits, deltas = model.rpn(pyramid, padded)
-        logs = rpn_losses(logits, deltas, shapes_of(pyramid), batch["size"], truth, rpn_key, config)
         proposals, _, valid = batch_proposals(
             logits, deltas, shapes_of(pyramid), batch["size"], padded, config.train)
         logs |= roi_losses(model, pyramid, proposals, valid, batch["size"], padded, truth, roi_key, config)
@@ -69,40 +70,34 @@ def _image_keys(key, batch_size):
     return jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(batch_size))
 
 
-def rpn_losses(logits, deltas, shapes, size, truth, key, config):
+def rpn_losses(rpn, pyramid, size, truth, key, config):
     """`loss_rpn_cls` and `loss_rpn_bbox` over the sampled anchors."""
-    anchors = jnp.concatenate(grid_anchors(shapes))
-    count = config.train.rpn_samples
-
-    def one(logits, deltas, size, truth, key):
-        chosen, targets = anchor_targets(anchors, size, truth, count, config.sampling, key)
-        picked = jnp.concatenate(logits)[chosen.index]
-        cross_entropy = optax.sigmoid_binary_cross_entropy(picked, chosen.positive.astype(jnp.float32))
-        distance = smooth_l1(jnp.concatenate(deltas)[chosen.index] - targets, RPN_BETA).sum(axis=1)
-        negatives = (chosen.valid & ~chosen.positive).sum()
-        divisor = jnp.maximum(chosen.positive.sum(), 1) + jnp.maximum(negatives, 1)
-        return masked_sum(cross_entropy, chosen.valid), masked_sum(distance, chosen.positive), divisor
-
-    keys = _image_keys(key, size.shape[0])
-    classification, regression, divisor = (x.sum() for x in jax.vmap(one)(logits, deltas, size, truth, keys))
-    return {"loss_rpn_cls": classification / divisor, "loss_rpn_bbox": regression / divisor}
+    anchors, count = jnp.concatenate(grid_anchors(shapes_of(pyramid))), config.train.rpn_samples
+    draw = lambda size, truth, key: anchor_targets(anchors, size, truth, count, config.sampling, key)
+    chosen, targets = jax.vmap(draw)(size, truth, _image_keys(key, size.shape[0]))
+    logits, deltas = rpn.at(pyramid, chosen.index)
+    cross_entropy = optax.sigmoid_binary_cross_entropy(logits, chosen.positive.astype(jnp.float32))
+    distance = smooth_l1(deltas - targets, RPN_BETA).sum(axis=-1)
+    negatives = (chosen.valid & ~chosen.positive).sum(axis=1)
+    divisor = (jnp.maximum(chosen.positive.sum(axis=1), 1) + jnp.maximum(negatives, 1)).sum()
+    return {"loss_rpn_cls": masked_sum(cross_entropy, chosen.valid) / divisor,
+            "loss_rpn_bbox": masked_sum(distance, chosen.positive) / divisor}
 
 
 def roi_losses(model, pyramid, proposals, valid, size, padded, truth, key, config):
     """The losses of SFA and both stages from proposals `[B, N, 4]` (`valid [B, N]`)."""
     context, scene_logits = model.sfa(pyramid[-1], padded)
-    levels = extend_edges(pyramid, padded)
     logs = {"loss_global": sfa_loss(scene_logits, truth)}
     stage_keys = jax.random.split(key)
     sampler = functools.partial(sample_rois, truth=truth, num_classes=model.num_classes, config=config)
 
     rois = sampler(proposals, valid, STAGE_THRESHOLDS[0], stage0.STDS, key=stage_keys[0])
-    logits, deltas = model.stage0(jax.vmap(crop_own_level)(levels, rois.boxes), context)
+    logits, deltas = model.stage0(jax.vmap(crop_own_level)(pyramid, rois.boxes), context)
     logs |= stage_losses("s0", logits, deltas, rois, STAGE_WEIGHTS[0])
 
     proposals, valid = jax.vmap(refined_proposals, in_axes=(0, 0, None, 0))(rois, deltas, stage0.STDS, size)
     rois = sampler(proposals, valid, STAGE_THRESHOLDS[1], border.STDS, key=stage_keys[1])
-    logits, deltas = stage1(model, levels, context, rois, config.train.roi_samples)
+    logits, deltas = stage1(model, pyramid, context, rois, config.train.roi_samples)
     return logs | stage_losses("s1", logits, deltas, rois, STAGE_WEIGHTS[1])
 
 
@@ -117,14 +112,38 @@ def sample_rois(proposals, valid, threshold, stds, *, truth, num_classes, config
 
 def stage1(model, pyramid, context, rois, count):
     """Stage 1's logits `[B, K, classes + 1]`, and deltas `[B, P, 4]` of the first P slots, which hold all positives."""
-    crops = jax.vmap(crop_own_level)(pyramid, rois.boxes)
+    positive = rois.positive[:, :int(count * MAX_ROI_POSITIVES)]
+    crops, all_levels = jax.vmap(crop_own_and_all_levels)(pyramid, rois.boxes, positive)
     logits = model.pgraph(crops, context, rois.boxes, rois.valid, model.stage0.fc_cls)
-    positives = int(count * MAX_ROI_POSITIVES)
-    own = crops[:, :positives]
-    all_levels = jax.vmap(crop_all_levels)(pyramid, rois.boxes[:, :positives], own)
-    merged = jnp.moveaxis(all_levels, 1, 0).reshape(4, -1, *all_levels.shape[3:])
-    deltas = model.border(merged, own.reshape(-1, *own.shape[2:]), jnp.repeat(context, positives, axis=0))
-    return logits, deltas.reshape(len(context), positives, 4)
+    return logits, regress_positives(model.border, all_levels, crops[:, :positive.shape[1]], context, positive)
+
+
+def regress_positives(border, crops, own, context, positive):
+    """Deltas `[B, P, 4]`, right where `positive [B, P]`.
+
+    `crops [B, 4, P, 7, 7, C]`: of all levels; `own [B, P, 7, 7, C]`; `context [B, C]`. BA is dear and only positives
+    need it, which come first in their slots: some slots of every image are worked on at a time, and skipped where none
+    is positive. The backward pass has the crops alone and computes the rest again.
+    """
+    slots = positive.shape[1]
+    chunk = max(1, min(POSITIVES_AT_ONCE, slots))
+    split = lambda x, axis: _chunks(x, chunk, axis)
+
+    def deltas(crops, own, _):
+        merged = jnp.moveaxis(crops, 1, 0).reshape(4, -1, *crops.shape[3:])
+        return border(merged, own.reshape(-1, *own.shape[2:]), jnp.repeat(context, chunk, axis=0)).reshape(-1, chunk, 4)
+
+    def advance(inputs):
+        return jax.lax.cond(inputs[2].any(), deltas, lambda *_: jnp.zeros((len(context), chunk, 4)), *inputs)
+
+    found = jax.lax.map(jax.checkpoint(advance), (split(crops, 2), split(own, 1), split(positive, 1)))
+    return jnp.moveaxis(found, 0, 1).reshape(len(context), -1, 4)[:, :slots]
+
+
+def _chunks(x, size, axis):
+    """`x` with its `axis` filled up and split in parts of `size`, which lie along a new first axis."""
+    padded = jnp.pad(x, [(0, -x.shape[k] % size if k == axis else 0) for k in range(x.ndim)])
+    return jnp.moveaxis(padded.reshape(*x.shape[:axis], -1, size, *x.shape[axis + 1:]), axis, 0)
 
 
 def sfa_loss(logits, truth):

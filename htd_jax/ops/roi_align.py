@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 BINS = 7
 CHUNK = 128  # RoIs whose half-contracted crops are in memory at once
+CPU_CHUNK = 32
 WINDOWS = (16, 40, 96)  # cells a side; on its own level a RoI that is not very long fits the second
 STRIDES = (4, 8, 16, 32)
 FINEST = 56  # a RoI of this many pixels or less (geometric mean of the sides, up to twice it) lies on P2
@@ -146,7 +147,7 @@ def _work(plan, window, chunk, result):
     for kind, shape in enumerate(plan.windows):
         result = jax.lax.fori_loop(start, plan.ends[kind], functools.partial(window, shape=shape), result)
         start = plan.ends[kind]
-    return jax.lax.fori_loop(0, -(-(plan.ends[-1] - start) // min(CHUNK, len(plan.order))), chunk, result)
+    return jax.lax.fori_loop(0, -(-(plan.ends[-1] - start) // min(CPU_CHUNK, len(plan.order))), chunk, result)
 
 
 class _Plan(NamedTuple):
@@ -167,7 +168,7 @@ class _Plan(NamedTuple):
 
     def chunk(self, k):
         """The k-th chunk of RoIs that no window holds, filled up with the length of the list."""
-        size = min(CHUNK, len(self.order))
+        size = min(CPU_CHUNK, len(self.order))
         slot = (self.ends[-2] if self.windows else 0) + k * size + jnp.arange(size)
         return jnp.where(slot < self.ends[-1], self.order.at[slot].get(mode="clip"), len(self.order))
 
@@ -225,7 +226,22 @@ def extend_edges(pyramid, padded):
 
 def _extend_edge(features, axis, end, stride):
     beyond = jnp.arange(features.shape[axis]) == -(-end[:, None] // stride)
-    return jnp.where(jnp.expand_dims(beyond, (3 - axis, 3)), jnp.roll(features, 1, axis), features)
+    return _repeated(axis, features, jnp.expand_dims(beyond, (3 - axis, 3)))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _repeated(axis, features, here):
+    """`features` whose cells `here` are what the ones before them along `axis` are."""
+    return jnp.where(here, jnp.roll(features, 1, axis), features)
+
+
+def _repeated_backward(axis, here, gradient):
+    """In one pass over the map: derived from the above, it would be three, with copies of the map between them."""
+    before = jnp.roll(here, -1, axis)
+    return jnp.where(here, 0, gradient) + jnp.where(before, jnp.roll(gradient, -1, axis), 0), None
+
+
+_repeated.defvjp(lambda axis, features, here: (_repeated(axis, features, here), here), _repeated_backward)
 
 
 def crop_own_level(pyramid, rois):
@@ -242,6 +258,25 @@ def crop_all_levels(pyramid, rois, own):
     `own [N, 7, 7, C]` is what `crop_own_level` gives: one of the four, which is not pooled again.
     """
     levels = roi_levels(rois)
-    here = [(levels == k)[:, None, None, None] for k in range(len(STRIDES))]
-    return jnp.stack([jnp.where(here[k], own, roi_align(features, rois, stride, where=levels != k))
-                      for k, (features, stride) in enumerate(zip(pyramid, STRIDES))])
+    others = [roi_align(features, rois, stride, where=levels != k)
+              for k, (features, stride) in enumerate(zip(pyramid, STRIDES))]
+    return _with_own(others, own, levels)
+
+
+def crop_own_and_all_levels(pyramid, rois, where):
+    """`crop_own_level` of `rois [N, 4]`, and `crop_all_levels` of the first P where `where` bool [P] (else 0 but for the own).
+
+    As one call for each level, whose backward pass makes one gradient of its map in place of two.
+    """
+    levels, first = roi_levels(rois), slice(len(where))
+    both = jnp.concatenate([rois, rois[first]])
+    crops = [roi_align(features, both, stride, where=jnp.concatenate([levels == k, where & (levels[first] != k)]))
+             for k, (features, stride) in enumerate(zip(pyramid, STRIDES))]
+    own = jax.lax.optimization_barrier(sum(part[:len(rois)] for part in crops))
+    return own, _with_own([part[len(rois):] for part in crops], own[first], levels[first])
+
+
+def _with_own(others, own, levels):
+    """`[4, N, 7, 7, C]`: the crops of each level in `others`, but those that `own` holds."""
+    here = lambda k: (levels == k)[:, None, None, None]
+    return jnp.stack([jnp.where(here(k), own, part) for k, part in enumerate(others)])
