@@ -9,6 +9,9 @@ import numpy as np
 from benchmarks import arithmetic
 
 
+BRIEF = 2.0  # seconds
+
+
 class Times(NamedTuple):
     """Seconds of one call: median, least and most of the repeats."""
 
@@ -49,17 +52,25 @@ def compile_(jitted, *arguments):
 def times(calls, repeats):
     """{name: Times} of `calls`, {name: function}; each is called once to warm up.
 
-    They take turns, so that what else the machine does meets all of them: ratios mean more than seconds.
+    They take turns, so that what else the machine does meets all of them: ratios mean more than seconds. What takes
+    less than `BRIEF` is called once more before it is timed: right after a long call that has taken all caches and
+    memory, a convolution of .4 s takes .6.
     """
-    for call in calls.values():
-        call()
+    brief = {name: seconds_of(call) < BRIEF for name, call in calls.items()}
     seconds = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - start)
+            if brief[name]:
+                call()
+            seconds[name].append(seconds_of(call))
     return {name: Times(float(np.median(s)), min(s), max(s)) for name, s in seconds.items()}
+
+
+def seconds_of(call):
+    """Seconds that one call takes."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
 
 def peak_flops(dtype, size=None, repeats=5):
