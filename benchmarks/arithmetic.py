@@ -31,7 +31,7 @@ class Work(NamedTuple):
 
 def least(function, *arguments):
     """The `Work` of function(*arguments) but for RoIAlign, which needs next to none (as products it takes its time in
-    flops), and for what is computed again to save memory. BA counts for as many RoIs as may be positive."""
+    flops), and for what is computed again to save memory. BA counts for as many RoIs as it has slots."""
     with without_roi_align(), mock.patch.object(jax, "checkpoint", lambda function, **_: function):
         return program(function, *arguments)
 

@@ -54,7 +54,7 @@ def layers(what, config, images, image):
                          classes=config.model.num_classes)
     function = model.detect if what != "train" else functools.partial(model.loss, key=jax.random.key(0))
     whole = mock.patch.object(detection, "REGRESSED_AT_ONCE", config.test.proposals)  # all in one round of the loop
-    with arithmetic.without_roi_align(), whole:
+    with arithmetic.without_roi_align(), whole, steps.boxes_alone(steps.TRUTHS, config):
         return list(_walk(jax.make_jaxpr(lambda *a: function(*a))(*given, batch).jaxpr))
 
 

@@ -57,5 +57,6 @@ def run_parts(part, batch, config):
 
 def _in_chunks(model, crops, own, context):
     """BA on so many RoIs at a time as `detection.regress` does it."""
-    one = lambda inputs: model.border(inputs[0][:, None], inputs[1][None], context)[0]
+    prepared = model.border.prepare()
+    one = lambda inputs: model.border(inputs[0][:, None], inputs[1][None], context, prepared)[0]
     return jax.lax.map(one, (jnp.moveaxis(crops, 1, 0), own), batch_size=REGRESSED_AT_ONCE)

@@ -8,7 +8,7 @@ import pytest
 
 from htd_jax.ops import conv as conv_lib, roi_align
 from htd_jax.ops.conv import conv, kernel_gradient
-from htd_jax.ops.crop_conv import crop_conv
+from htd_jax.ops.crop_conv import crop_conv, crop_conv_prepared, prepared
 
 
 def draw(*shape):
@@ -76,6 +76,8 @@ def test_crop_conv(shape):
         return jax.jit(jax.value_and_grad(lambda x, k: (form(x, k) ** 2).sum(), argnums=(0, 1)))(x, kernel)
 
     check_close(crop_conv(x, kernel), convolve(x, kernel), 5e-6)
+    if shape[1] % 2:
+        check_close(crop_conv_prepared(x, prepared(kernel)), convolve(x, kernel), 5e-6)
     for actual, expected in zip(*map(jax.tree.leaves, map(value_and_gradients, (crop_conv, convolve)))):
         check_close(actual, expected)
 

@@ -5,7 +5,7 @@ import numpy as np
 from flax import nnx
 
 from htd_jax.models.layers import KAIMING_FAN_OUT, conv, linear, normal, uniform_fan_in
-from htd_jax.ops.crop_conv import crop_conv
+from htd_jax.ops.crop_conv import crop_conv, crop_conv_prepared, prepared
 from htd_jax.ops.roi_align import BINS
 
 STDS = (0.05, 0.05, 0.1, 0.1)
@@ -19,8 +19,9 @@ class ConvGN(nnx.Module):
         self.conv = conv(inputs, outputs, 3, bias=False, init=KAIMING_FAN_OUT, dtype=dtype, rngs=rngs)
         self.gn = nnx.GroupNorm(outputs, groups, epsilon=1e-5, dtype=dtype, rngs=rngs) if groups else None
 
-    def __call__(self, x):
-        x = jax.lax.platform_dependent(x, self.conv.kernel[...], cpu=crop_conv, default=lambda x, _: self.conv(x))
+    def __call__(self, x, kinds=None):
+        on_cpu = crop_conv if kinds is None else lambda x, _: crop_conv_prepared(x, kinds)
+        x = jax.lax.platform_dependent(x, self.conv.kernel[...], cpu=on_cpu, default=lambda x, _: self.conv(x))
         return jax.nn.relu(x if self.gn is None else self.gn(x))
 
 
@@ -37,12 +38,19 @@ class Border(nnx.Module):
                                for k, (i, o) in enumerate(zip(widths, widths[1:]))])
         self.fc_reg = linear(outputs, 4, init=normal(0.001), **make)
 
-    def __call__(self, crops, own, context):
-        """Float32 deltas `[N, 4]` from crops of all levels `[4, N, 7, 7, C]`, the own level's `[N, 7, 7, C]`, context `[N, C]`."""
+    def __call__(self, crops, own, context, prepared=(None,) * 4):
+        """Float32 deltas `[N, 4]` from crops of all levels `[4, N, 7, 7, C]`, the own level's `[N, 7, 7, C]`, context `[N, C]`.
+
+        `prepared`: of `prepare()`, where more than one call follows; with it a CPU is faster. It has no gradient.
+        """
         x = self.aggregate(crops) + own + context[:, None, None, :]
-        for layer in self.convs:
-            x = layer(x)
+        for layer, kinds in zip(self.convs, prepared):
+            x = layer(x, kinds)
         return self.fc_reg(x.mean(axis=(1, 2))).astype(jnp.float32)
+
+    def prepare(self):
+        """What a CPU makes of the 3x3 kernels before it uses them."""
+        return [prepared(layer.conv.kernel[...].astype(layer.conv.dtype or jnp.float32)) for layer in self.convs]
 
     def attention_logits(self, crops):
         """One logit a level and RoI, `[4, N]`."""

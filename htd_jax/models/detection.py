@@ -123,10 +123,12 @@ def regress(model, view, rois, own, needed):
     order = jnp.pad(jnp.argsort(~needed, stable=True), (0, -count % chunk))
     context = jnp.broadcast_to(view.context, (chunk, len(view.context)))
 
+    prepared = model.border.prepare()  # here and not in the loop, once for all of its steps
+
     def advance(step, deltas):
         index = jax.lax.dynamic_slice(order, (step * chunk,), (chunk,))
         crops = crop_all_levels(view.pyramid, rois[index], own[index])
-        return deltas.at[index].set(model.border(crops, own[index], context))
+        return deltas.at[index].set(model.border(crops, own[index], context, prepared))
 
     chunks = (needed.sum() + chunk - 1) // chunk
     deltas = jax.lax.fori_loop(0, chunks, advance, jnp.zeros((count, 4)))

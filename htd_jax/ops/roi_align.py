@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 BINS = 7
 CHUNK = 128  # RoIs whose half-contracted crops are in memory at once
-CPU_CHUNK = 32
+CPU_CHUNK = 32  # at most
 WINDOWS = (16, 40, 96)  # cells a side; on its own level a RoI that is not very long fits the second
 STRIDES = (4, 8, 16, 32)
 FINEST = 56  # a RoI of this many pixels or less (geometric mean of the sides, up to twice it) lies on P2
@@ -147,7 +147,7 @@ def _work(plan, window, chunk, result):
     for kind, shape in enumerate(plan.windows):
         result = jax.lax.fori_loop(start, plan.ends[kind], functools.partial(window, shape=shape), result)
         start = plan.ends[kind]
-    return jax.lax.fori_loop(0, -(-(plan.ends[-1] - start) // min(CPU_CHUNK, len(plan.order))), chunk, result)
+    return jax.lax.fori_loop(0, -(-(plan.ends[-1] - start) // plan.chunk_size), chunk, result)
 
 
 class _Plan(NamedTuple):
@@ -166,9 +166,14 @@ class _Plan(NamedTuple):
         i = self.order[k]
         return i, jnp.minimum(self.top[i], self.map[0] - shape[0]), jnp.minimum(self.left[i], self.map[1] - shape[1])
 
+    @property
+    def chunk_size(self):
+        """RoIs of a chunk. Few of a list need one, and what fills it up is computed in vain."""
+        return min(CPU_CHUNK, -(-len(self.order) // 8))
+
     def chunk(self, k):
         """The k-th chunk of RoIs that no window holds, filled up with the length of the list."""
-        size = min(CPU_CHUNK, len(self.order))
+        size = self.chunk_size
         slot = (self.ends[-2] if self.windows else 0) + k * size + jnp.arange(size)
         return jnp.where(slot < self.ends[-1], self.order.at[slot].get(mode="clip"), len(self.order))
 

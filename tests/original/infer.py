@@ -117,7 +117,8 @@ def regression(model, pyramid, context, rois, count):
     x = inputs[:count]
     for layer in model.border.convs:
         x = layer(x)
-    deltas = model.border(crops[:, :count], own[:count], jnp.broadcast_to(context, (count, context.shape[1])))
+    deltas = model.border(crops[:, :count], own[:count], jnp.broadcast_to(context, (count, context.shape[1])),
+                          model.border.prepare())
     return {"s1.ba_att_logits": model.border.attention_logits(crops), "s1.ba_feats": channels_first(merged),
             "htd.reg_in": channels_first(inputs), "htd.reg_convs": channels_first(x), "s1.bbox_pred": deltas}
 
