@@ -26,13 +26,17 @@ class RPNHead(nnx.Module):
 
         `padded`: as for the backbone.
         """
-        logits, deltas = [], []
-        for features, stride in zip(pyramid, STRIDES):
-            hidden = jax.nn.relu(self.conv(clear_padding(features, padded, stride)))
-            batch = features.shape[0]
-            logits.append(self.cls(hidden).astype(jnp.float32).reshape(batch, -1))
-            deltas.append(self.reg(hidden).astype(jnp.float32).reshape(batch, -1, 4))
-        return logits, deltas
+        hidden = [jax.nn.relu(self.conv(clear_padding(features, padded, stride))) for features, stride in zip(pyramid, STRIDES)]
+        return tuple(map(list, zip(*map(self.outputs, hidden))))
+
+    def outputs(self, hidden):
+        """Logits `[B, A]` and deltas `[B, A, 4]` of `hidden [B, H, W, C]`: two 1x1 convolutions as one, which reads it once."""
+        heads = self.cls, self.reg
+        kernel, bias = (jnp.concatenate([getattr(head, name)[...] for head in heads], axis=-1).astype(hidden.dtype)
+                        for name in ("kernel", "bias"))
+        both = jax.lax.conv_general_dilated(hidden, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        logits, deltas = jnp.split((both + bias).astype(jnp.float32), [len(RATIOS)], axis=-1)
+        return logits.reshape(len(hidden), -1), deltas.reshape(len(hidden), -1, 4)
 
     def at(self, pyramid, anchors):
         """Float32 logits `[B, N]` and deltas `[B, N, 4]` of single anchors: indices `[B, N]` among those of all levels.
@@ -44,8 +48,8 @@ class RPNHead(nnx.Module):
         kernel, bias = self.conv.kernel[...].astype(seen.dtype), self.conv.bias[...].astype(seen.dtype)
         hidden = jax.nn.relu(seen @ kernel.reshape(-1, kernel.shape[-1]) + bias)[:, None]  # an image of one row
         shape, ratio = (*anchors.shape, len(RATIOS), -1), (anchors % len(RATIOS))[..., None, None]
-        pick = lambda maps: jnp.take_along_axis(maps.astype(jnp.float32).reshape(shape), ratio, axis=2)[:, :, 0]
-        return pick(self.cls(hidden))[..., 0], pick(self.reg(hidden))
+        logits, deltas = (jnp.take_along_axis(part.reshape(shape), ratio, axis=2)[:, :, 0] for part in self.outputs(hidden))
+        return logits[..., 0], deltas
 
 
 def surroundings(pyramid, anchors):
