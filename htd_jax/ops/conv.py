@@ -31,15 +31,16 @@ def _forward(plain, strides, padding, x, kernel):
 
 
 def _backward(plain, strides, padding, inputs, gradient):
-    return jax.lax.platform_dependent(*inputs, gradient, cpu=functools.partial(_cpu_backward, plain, strides, padding),
-                                      default=lambda x, kernel, g: jax.vjp(plain, x, kernel)[1](g))
+    of_x = lambda x, kernel, g: jax.linear_transpose(lambda x: plain(x, kernel), x)(g)[0]
+    of_kernel = lambda x, kernel, g: jax.linear_transpose(lambda kernel: plain(x, kernel), kernel)(g)[0]
 
+    def on_cpu(x, kernel, g):
+        found = _by_image(x, g, kernel.shape[:2], strides, padding)
+        g, found = jax.lax.optimization_barrier((g, found))  # x is let go of before its gradient is there
+        return of_x(x, kernel, g), found
 
-def _cpu_backward(plain, strides, padding, x, kernel, gradient):
-    of_kernel = _by_image(x, gradient, kernel.shape[:2], strides, padding)
-    gradient, of_kernel = jax.lax.optimization_barrier((gradient, of_kernel))  # x is let go of before its gradient is there
-    of_x, = jax.linear_transpose(lambda x: plain(x, kernel), x)(gradient)
-    return of_x, of_kernel
+    return jax.lax.platform_dependent(*inputs, gradient, cpu=on_cpu,
+                                      default=lambda *inputs: (of_x(*inputs), of_kernel(*inputs)))
 
 
 _conv.defvjp(_forward, _backward)
