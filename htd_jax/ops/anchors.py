@@ -1,13 +1,17 @@
 """The grid of anchors of the region proposal network."""
+from collections.abc import Sequence
+
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 STRIDES = (4, 8, 16, 32, 64)
 RATIOS = (0.5, 1.0, 2.0)  # height / width
 SCALE = 8
 
 
-def level_anchors(height, width, stride):
-    """Anchors of one level: float32 numpy `[height * width * 3, 4]`, order y, x, ratio.
+def level_anchors(height: int, width: int, stride: int) -> Float[np.ndarray, "A 4"]:
+    """Anchors of one level in the order y, x, ratio.
 
     Centred on `(x * stride, y * stride)`, without the half pixel that others add;
     width `stride * 8 / sqrt(r)` and height `stride * 8 * sqrt(r)` for each height/width ratio r.
@@ -21,20 +25,15 @@ def level_anchors(height, width, stride):
     return (shifts[:, :, None] + base).reshape(-1, 4)
 
 
-def grid_anchors(shapes, strides=STRIDES):
-    """List of `level_anchors` for the `(height, width)` of each level, P2..P6."""
-    return [level_anchors(h, w, stride) for (h, w), stride in zip(shapes, strides)]
+def grid_anchors(shapes: Sequence[tuple[int, int]]) -> list[Float[np.ndarray, "_ 4"]]:
+    """`level_anchors` for the `(height, width)` of each level, P2..P6."""
+    return [level_anchors(h, w, stride) for (h, w), stride in zip(shapes, STRIDES)]
 
 
-def cells_inside(shapes, padded, strides=STRIDES):
-    """Whether each anchor's cell lies in the first `padded` (h, w) pixels: bool `[anchors]`, all levels joined.
-
-    `padded` may be traced; it is the padding the original would have had, where the array has more.
-    """
-    import jax.numpy as jnp
-
+def cells_inside(shapes: Sequence[tuple[int, int]], padded: Int[Array, "2"]) -> Bool[Array, "A"]:
+    """Whether each anchor's cell lies in the first `padded` pixels, all levels joined."""
     rows = []
-    for (h, w), stride in zip(shapes, strides):
+    for (h, w), stride in zip(shapes, STRIDES):
         y = jnp.arange(h)[:, None] * stride < padded[0]
         x = jnp.arange(w)[None, :] * stride < padded[1]
         rows.append(jnp.repeat((y & x).reshape(-1), len(RATIOS)))

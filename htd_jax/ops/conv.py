@@ -1,13 +1,18 @@
 """Convolution whose gradient a CPU computes fast."""
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import jax
+from jaxtyping import Array, Float
 
 from htd_jax.ops.cpu.conv import gradient_by_image
 
 
-def conv(x, kernel, strides, padding, *, feature_group_count, lhs_dilation, rhs_dilation, **more):
-    """`lax.conv_general_dilated` of NHWC and HWIO, as `nnx.Conv` calls it.
+def conv(x: Float[Array, "B H W I"], kernel: Float[Array, "kh kw _ O"], strides: Sequence[int],
+         padding: Sequence[tuple[int, int]], *, feature_group_count: int, lhs_dilation: Sequence[int],
+         rhs_dilation: Sequence[int], **more: Any) -> Float[Array, "B Ho Wo O"]:
+    """`lax.conv_general_dilated`, as `nnx.Conv` calls it.
 
     XLA's own gradient of the kernel takes a CPU up to 20 times as long as the forward pass; as matrix products, one for
     each tap, it takes about as long. Accelerators compute what they would without this.
@@ -35,7 +40,7 @@ def _backward(plain, strides, padding, inputs, gradient):
 
     def on_cpu(x, kernel, g):
         found = gradient_by_image(x, g, kernel.shape[:2], strides, padding)
-        g, found = jax.lax.optimization_barrier((g, found))  # x is let go of before its gradient is there
+        g, found = jax.lax.optimization_barrier((g, found))  # frees x before the gradient of x takes memory
         return of_x(x, kernel, g), found
 
     return jax.lax.platform_dependent(*inputs, gradient, cpu=on_cpu,

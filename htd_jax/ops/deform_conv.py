@@ -1,13 +1,14 @@
 """Deformable convolution v1 by gathers."""
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 
-def deform_conv(x, offsets, kernel, stride=1, padding=1, dilation=1, groups=1):
-    """Convolution `[Ho, Wo, out]` of `x [H, W, in]` whose taps are moved by `offsets [Ho, Wo, 2 * kh * kw]`.
+def deform_conv(x: Float[Array, "H W I"], offsets: Float[Array, "Ho Wo _"], kernel: Float[Array, "kh kw _ O"],
+                stride: int = 1, padding: int = 1, dilation: int = 1, groups: int = 1) -> Float[Array, "Ho Wo O"]:
+    """Convolution whose taps `offsets` move: channel 2t by dy and 2t + 1 by dx of tap t (row-major), in cells.
 
-    `kernel [kh, kw, in / groups, out]`. Offset channel 2t is dy and 2t + 1 dx of tap t (row-major), in cells. A tap
-    reads bilinearly at `h * stride - padding + kh * dilation + dy`; corners outside the map contribute 0.
+    A tap reads bilinearly at `h * stride - padding + kh * dilation + dy`; corners outside the map contribute 0.
     """
     kh, kw, in_per_group, out = kernel.shape
     patches = jax.checkpoint(_patches, static_argnums=(2, 3, 4, 5))(x, offsets, (kh, kw), stride, padding, dilation)
@@ -38,8 +39,9 @@ def _positions(offsets, taps, stride, padding, dilation):
     """Sampling positions `[Ho, Wo, taps, 2]` (y, x) in cells of the input."""
     rows, columns, _ = offsets.shape
     kh, kw = taps
-    y = (jnp.arange(rows) * stride - padding)[:, None, None] + (jnp.arange(kh * kw) // kw) * dilation
-    x = (jnp.arange(columns) * stride - padding)[None, :, None] + (jnp.arange(kh * kw) % kw) * dilation
+    tap = jnp.arange(kh * kw)[None, None, :]
+    y = (jnp.arange(rows) * stride - padding)[:, None, None] + tap // kw * dilation
+    x = (jnp.arange(columns) * stride - padding)[None, :, None] + tap % kw * dilation
     grid = jnp.stack(jnp.broadcast_arrays(y, x), axis=-1)
     return grid + offsets.reshape(rows, columns, kh * kw, 2)
 

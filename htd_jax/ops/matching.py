@@ -1,19 +1,21 @@
 """Which ground-truth box each anchor or proposal belongs to (the original's MaxIoUAssigner).
 
-An assignment is int32 `[N]`: k > 0 is ground truth k - 1, 0 background, -1 ignored.
+An assignment k > 0 is to ground truth k - 1, 0 to the background; -1 is ignored.
 """
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from htd_jax.ops.boxes import pairwise_iou
 
 IGNORED, BACKGROUND = -1, 0
 
 
-def assign_proposals(boxes, valid, gt_boxes, gt_valid, threshold):
-    """Assignment `[N]` of proposals `boxes [N, 4]`: the best ground truth where IoU >= `threshold`, else background.
+def assign_proposals(boxes: Float[Array, "N 4"], valid: Bool[Array, "N"], gt_boxes: Float[Array, "G 4"],
+                     gt_valid: Bool[Array, "G"], threshold: float) -> Int[Array, "N"]:
+    """Assignment of proposals: the best ground truth where IoU >= `threshold`, else background.
 
-    Ties go to the first ground truth. `valid [N]` and `gt_valid [G]` mask unused slots; unused proposals are ignored.
+    Ties go to the first ground truth. Unused proposals are ignored.
     """
     iou = jnp.where(gt_valid[None, :], pairwise_iou(boxes, gt_boxes), -1.0)
     best = jnp.argmax(iou, axis=1)
@@ -21,13 +23,14 @@ def assign_proposals(boxes, valid, gt_boxes, gt_valid, threshold):
     return jnp.where(valid, jnp.where(positive, best + 1, BACKGROUND), IGNORED).astype(jnp.int32)
 
 
-def assign_anchors(anchors, eligible, gt_boxes, gt_valid, positive=0.7, negative=0.3, rescue=0.3):
-    """Assignment `[A]` of `anchors [A, 4]`, of which only the `eligible [A]` take part.
+def assign_anchors(anchors: Float[Array, "A 4"], eligible: Bool[Array, "A"], gt_boxes: Float[Array, "G 4"],
+                   gt_valid: Bool[Array, "G"], positive: float = 0.7, negative: float = 0.3,
+                   rescue: float = 0.3) -> Int[Array, "A"]:
+    """Assignment of anchors, of which only the `eligible` take part.
 
     IoU >= `positive` takes the best ground truth, IoU < `negative` is background, between them ignored. Then, in
     index order, every ground truth whose best IoU is >= `rescue` takes *all* anchors that reach exactly that IoU,
-    positives of another box included. One ground truth is looked at after the other, as many as there are, so that
-    nothing of size anchors x boxes is ever stored.
+    positives of another box included. A loop visits the ground truths in use, so nothing of size A x G is ever stored.
     """
     def visit(g, state):
         best, owner, rescuer = state

@@ -4,20 +4,32 @@ Boxes are taken in blocks by falling score: what kept boxes suppress is dropped,
 `keep <- not (any kept, better box overlaps)` to its fixed point, which is the greedy answer. It stops as soon as
 enough are kept, so nothing quadratic in the number of candidates is ever built and there is no cap on them.
 """
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from htd_jax.ops.boxes import pairwise_iou
 
-BLOCK = 256
+BLOCK = 256  # boxes; one at a time would be thousands of dependent steps, all at once a matrix of N x N
 
 
-def nms(boxes, scores, iou_threshold, max_kept, groups=None):
-    """Indices int32 `[max_kept]` of the kept boxes by falling score, and which of these slots are in use (bool).
+class Detections(NamedTuple):
+    """The detections of an image in D slots; in unused ones scores are 0."""
 
-    `boxes [N, 4]`, `scores [N]` (-inf marks an unused slot). A box is suppressed by a kept, better one of the same
-    group (`groups` int [N]: classes or levels) with IoU strictly greater than the threshold, widths without +1;
-    0/0 does not suppress. Equal scores: the first index is the better.
+    boxes: Float[Array, "D 4"]
+    scores: Float[Array, "D"]
+    labels: Int[Array, "D"]
+    valid: Bool[Array, "D"]
+
+
+def nms(boxes: Float[Array, "N 4"], scores: Float[Array, "N"], iou_threshold: float, max_kept: int,
+        groups: Int[Array, "N"] | None = None) -> tuple[Int[Array, "D"], Bool[Array, "D"]]:
+    """Indices of the kept boxes by falling score, in `max_kept` slots, and which of these are valid.
+
+    A score of -inf marks an unused slot. A kept, better box of the same group (`groups`: classes or levels) suppresses
+    a box with IoU strictly greater than the threshold; 0/0 does not suppress. Equal scores: the first index is better.
     """
     count = boxes.shape[0]
     block = min(BLOCK, count)
@@ -45,26 +57,24 @@ def nms(boxes, scores, iou_threshold, max_kept, groups=None):
     return kept, jnp.arange(max_kept) < kept_count
 
 
-def multiclass_nms(boxes, scores, iou_threshold, min_score, max_kept):
-    """The best `max_kept` detections of `boxes [R, 4]` with `scores [R, classes]` above `min_score`, class by class.
-
-    Returns boxes `[K, 4]`, scores `[K]`, labels int32 `[K]` and valid bool `[K]`, by falling score.
-    """
+def multiclass_nms(boxes: Float[Array, "N 4"], scores: Float[Array, "N K"], iou_threshold: float, min_score: float,
+                   max_kept: int) -> Detections:
+    """The best `max_kept` detections with scores above `min_score`, class by class, by falling score."""
     rois, classes = scores.shape
     flat = jnp.where(scores > min_score, scores, -jnp.inf).reshape(-1)
     labels = jnp.tile(jnp.arange(classes, dtype=jnp.int32), rois)
     kept, valid = nms(jnp.repeat(boxes, classes, axis=0), flat, iou_threshold, max_kept, labels)
-    return boxes[kept // classes], jnp.where(valid, flat[kept], 0), labels[kept], valid
+    return Detections(boxes[kept // classes], jnp.where(valid, flat[kept], 0), labels[kept], valid)
 
 
 def _suppresses(boxes, groups, better, worse, iou_threshold):
     """Whether each of the boxes `better` (indices) would suppress each of `worse`: bool `[better, worse]`."""
-    iou = pairwise_iou(boxes[better], boxes[worse], floor=0)
+    iou = pairwise_iou(boxes[better], boxes[worse], floor=0.0)
     return (iou > iou_threshold) & (groups[better][:, None] == groups[worse][None, :])
 
 
 def _resolve(suppresses, alive):
-    """Greedy survivors `[K]` of a block sorted by score, given who `suppresses [K, K]` whom and who is `alive [K]`."""
+    """Greedy survivors `[N]` of a block sorted by score, given who `suppresses [N, N]` whom and who is `alive [N]`."""
     earlier = jnp.triu(suppresses, k=1)
 
     def step(state):

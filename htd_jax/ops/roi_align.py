@@ -7,14 +7,15 @@ shapes, no gather; backward is the same two products. Coordinates carry no gradi
 """
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 from htd_jax.ops import crop_products as products
 from htd_jax.ops.cpu import roi_align as cpu
 from htd_jax.ops.crop_products import BINS
 
 
-def axis_weights(start, end, cells):
-    """Weights `[N, 7, cells]` of the cells of one axis in each bin's average; `start`, `end` `[N]` in cells.
+def axis_weights(start: Float[Array, "N"], end: Float[Array, "N"], cells: int) -> Float[Array, "N 7 {cells}"]:
+    """Weights of the cells of one axis in each bin's average; RoIs run from `start` to `end`, in cells.
 
     Sample i of a bin lies at (i + .5)/n of it. One below -1 or above `cells` counts 0, one between -1 and 0 is moved
     to 0, one beyond the last cell to the last cell. Without size, or a negative one, all weights are 0.
@@ -25,12 +26,12 @@ def axis_weights(start, end, cells):
     bin_size = size / BINS
     n = jnp.maximum(_exact_ceil(size, BINS), 0)
     step = jnp.where(n > 0, bin_size / jnp.maximum(n, 1), 1)
-    first = start[:, None, None] + jnp.arange(BINS, dtype=start.dtype)[:, None] * bin_size + step / 2
-    edges = jnp.arange(-1, cells + 1, dtype=start.dtype)
+    first = start[:, None, None] + jnp.arange(BINS, dtype=start.dtype)[None, :, None] * bin_size + step / 2
+    edges = jnp.arange(-1, cells + 1, dtype=start.dtype)[None, None, :]
     below = jnp.clip(jnp.ceil((edges - first) / step), 0, n)  # samples below each integer -1..cells
     in_cell = below[..., 1:] - below[..., :-1]  # samples in [h, h + 1), h = -1..cells-1
     mean = first + step * (below[..., 1:] + below[..., :-1] - 1) / 2
-    toward_next = in_cell * jnp.clip(mean - edges[:-1], 0, 1)
+    toward_next = in_cell * jnp.clip(mean - edges[..., :-1], 0, 1)
     weights = (in_cell - toward_next)[..., 1:] + toward_next[..., :-1]
     weights = weights.at[..., 0].add((in_cell - toward_next)[..., 0])
     at_end = (jnp.clip(jnp.floor((cells - first) / step) + 1, 0, n) - below[..., -1:])[..., 0]
@@ -44,11 +45,9 @@ def _exact_ceil(value, divisor):
     return n - (value <= (n - 1) * divisor) + (value > n * divisor)
 
 
-def roi_align(features, rois, stride, where=None):
-    """Crops `[N, 7, 7, C]` of `features [H, W, C]` at `rois [N, 4]` (pixels), a level of `stride` pixels a cell.
-
-    `where` bool [N]: the other crops are 0. Same dtype as the features; weights are computed in float32.
-    """
+def roi_align(features: Float[Array, "H W C"], rois: Float[Array, "N 4"], stride: int,
+              where: Bool[Array, "N"] | None = None) -> Float[Array, "N 7 7 C"]:
+    """Crops of a level of `stride` pixels a cell, in its dtype; 0 unless `where`. Weights are computed in float32."""
     height, width, _ = features.shape
     corners = jax.lax.stop_gradient(rois) / stride - 0.5
     wx = axis_weights(corners[:, 0], corners[:, 2], width)
@@ -71,7 +70,9 @@ def _crops_forward(features, wy, wx):
 
 def _crops_backward(weights, gradient):
     """The gradient of the features; the weights have none."""
-    return jax.lax.platform_dependent(gradient, *weights, cpu=cpu.windows_backward, default=products.products_backward), None, None
+    of_features = jax.lax.platform_dependent(
+        gradient, *weights, cpu=cpu.windows_backward, default=products.products_backward)
+    return of_features, None, None
 
 
 _crops.defvjp(_crops_forward, _crops_backward)

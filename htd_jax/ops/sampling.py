@@ -3,20 +3,22 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int, Key
 
 RULES = ("random", "first", "stride")
 
 
 class Sample(NamedTuple):
-    """`index` int32 [K] into the candidates, positives first, each part ascending; `positive`, `valid` bool [K]."""
+    """S slots: `index` into the candidates, positives first, each part ascending."""
 
-    index: jax.Array
-    positive: jax.Array
-    valid: jax.Array
+    index: Int[Array, "*B S"]
+    positive: Bool[Array, "*B S"]
+    valid: Bool[Array, "*B S"]
 
 
-def sample(assigned, count, max_positive, rule="random", key=None):
-    """`Sample` of `count` slots from an assignment `[N]` (see `matching`).
+def sample(assigned: Int[Array, "N"], count: int, max_positive: int, rule: str = "random",
+           key: Key[Array, ""] | None = None) -> Sample:
+    """`Sample` of `count` slots from an assignment (see `matching`).
 
     At most `max_positive` positives; background fills the rest as far as it goes. `rule` says which: `random`
     (needs `key`), `first` in index order, or `stride` (candidate i * n // k); the last two repeat exactly.
@@ -52,7 +54,7 @@ def _choose(candidates, wanted, slots, rule, key):
 def _random_indices(candidates, number, slots, key):
     """Ascending indices of `number` candidates drawn without replacement, then the array's length."""
     length = candidates.shape[0]
-    # Apart from what follows: TPU's compiler takes 20 s to merge drawing into top_k, and it runs no faster for it.
+    # A barrier, for a TPU's compiler takes 20 s to merge drawing into top_k, and it runs no faster for it.
     draw = jax.lax.optimization_barrier(jnp.where(candidates, jax.random.uniform(key, (length,)), -1.0))
     index = jax.lax.top_k(draw, min(slots, length))[1]
     index = jnp.pad(index, (0, slots - index.shape[0]), constant_values=length)

@@ -1,24 +1,26 @@
 """Linear soft-NMS, exact: since decayed scores only fall, `max_kept` picks give the best `max_kept` of all classes."""
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from htd_jax.ops.boxes import pairwise_iou
+from htd_jax.ops.nms import Detections
 
 
-def soft_nms(boxes, scores, iou_threshold, min_score, max_kept):
-    """The best `max_kept` detections of `boxes [R, 4]` with `scores [R, classes]`, class by class.
+def soft_nms(boxes: Float[Array, "N 4"], scores: Float[Array, "N K"], iou_threshold: float, min_score: float,
+             max_kept: int) -> Detections:
+    """The best `max_kept` detections class by class, in the order picked, with decayed scores.
 
     Only scores above `min_score` take part. The best is picked; every other score of its class is multiplied by
     (1 - IoU) where IoU >= `iou_threshold`; what falls below `min_score` is dropped; repeat.
-    Returns boxes `[K, 4]`, decayed scores `[K]`, labels int32 `[K]` and valid bool `[K]`, in the order picked.
     """
-    live = jnp.where(scores > min_score, scores, -jnp.inf).T  # [classes, R]: a pick touches one row
+    live = jnp.where(scores > min_score, scores, -jnp.inf).T  # [K, N]: a pick touches one row
 
     def pick(state, _):
         live, best, holder = state
         label = jnp.argmax(best)
         roi, score = holder[label], best[label]
-        iou = pairwise_iou(boxes[roi][None], boxes, floor=0)[0]
+        iou = pairwise_iou(boxes[roi][None], boxes, floor=0.0)[0]
         row = live[label] * jnp.where(iou >= iou_threshold, 1 - iou, 1)
         row = jnp.where(row < min_score, -jnp.inf, row).at[roi].set(-jnp.inf)
         state = live.at[label].set(row), best.at[label].set(row.max()), holder.at[label].set(jnp.argmax(row))
@@ -27,4 +29,4 @@ def soft_nms(boxes, scores, iou_threshold, min_score, max_kept):
     start = live, live.max(axis=1), jnp.argmax(live, axis=1)
     _, (picked, score, labels) = jax.lax.scan(pick, start, length=max_kept)
     valid = score > -jnp.inf
-    return picked, jnp.where(valid, score, 0), labels, valid
+    return Detections(picked, jnp.where(valid, score, 0), labels, valid)

@@ -1,29 +1,31 @@
 """The gradient of a convolution's kernel on a CPU, as matrix products."""
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 LARGE = 10_000  # cells of a map
 
+Padding = tuple[tuple[int, int], tuple[int, int]]  # (top, bottom), (left, right)
 
-def gradient_by_image(x, gradient, taps, *where):
-    """`kernel_gradient`, image by image where maps are large: its copies of them are as large as itself."""
+
+def gradient_by_image(x: Float[Array, "B H W I"], gradient: Float[Array, "B Ho Wo O"], taps: tuple[int, int],
+                      strides: tuple[int, int], padding: Padding) -> Float[Array, "kh kw I O"]:
+    """`kernel_gradient`, image by image where maps are large: each tap copies the map."""
     if taps == (1, 1) or x.shape[1] * x.shape[2] < LARGE:
-        return kernel_gradient(x, gradient, taps, *where)
-    add = lambda total, i: (total + kernel_gradient(x[i][None], gradient[i][None], taps, *where), None)
+        return kernel_gradient(x, gradient, taps, strides, padding)
+    add = lambda total, i: (total + kernel_gradient(x[i][None], gradient[i][None], taps, strides, padding), None)
     zeros = jnp.zeros((*taps, x.shape[-1], gradient.shape[-1]), x.dtype)
     return jax.lax.scan(add, zeros, jnp.arange(len(x)))[0]
 
 
-def kernel_gradient(x, gradient, taps, strides, padding):
-    """Gradient `[kh, kw, in, out]` of the kernel of a convolution of `x [B, H, W, in]`, as one product a tap.
-
-    `gradient [B, Ho, Wo, out]`: of the result; `taps` (kh, kw); `padding` ((top, bottom), (left, right)).
-    """
+def kernel_gradient(x: Float[Array, "B H W I"], gradient: Float[Array, "B Ho Wo O"], taps: tuple[int, int],
+                    strides: tuple[int, int], padding: Padding) -> Float[Array, "kh kw I O"]:
+    """Gradient of the kernel of a convolution of `x`, from that of its result, as one product for each of the taps."""
     rows, columns = gradient.shape[1:3]
     spans = strides[0] * (rows - 1) + 1, strides[1] * (columns - 1) + 1
     framed = jnp.pad(x, ((0, 0), *padding, (0, 0)))
 
-    def of_tap(tap):  # one at a time: what they see of `framed` are copies as large as itself
+    def of_tap(tap):  # one at a time: what each reads of `framed` is a copy as large as itself
         seen = jax.lax.dynamic_slice(framed, (0, *tap, 0), (len(x), *spans, x.shape[-1]))
         return _rows(seen[:, ::strides[0], ::strides[1]]).T @ _rows(gradient)
 
@@ -32,5 +34,5 @@ def kernel_gradient(x, gradient, taps, strides, padding):
 
 
 def _rows(x):
-    """A matrix with a row for each place: only so does XLA transpose it within the product, not in a copy."""
+    """A matrix with a row for each cell: only so does XLA transpose it within the product, not in a copy."""
     return x.reshape(-1, x.shape[-1])

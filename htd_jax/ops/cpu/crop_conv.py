@@ -1,48 +1,54 @@
-"""3x3 convolution of RoI crops on a CPU, where matrix products are about twice as fast as a convolution of such small maps.
+"""3x3 convolution of RoI crops on a CPU, where matrix products take half the time of a convolution of so small maps.
 
 They are Winograd's F(2, 3): two outputs side by side need four products instead of six. Its factors are 1 and 1/2, so
 that rounding stays that of the plain sum; more outputs at a time save more but round worse: F(4 x 4, 3 x 3) loses a
 digit. Along the columns alone it is half the work where the kernel is new each time, as in training; along both axes
-it is a third of the work but for what it makes of the kernel, which `prepared` does once for many crops.
+it is a third of the work but for the factors it makes of the kernel, which `prepared` makes once for many crops.
 """
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from htd_jax.ops.cpu.conv import kernel_gradient
 
+Factors = Sequence[Sequence[Float[Array, "_ _"]]]
+
 
 @jax.custom_vjp
-def crop_conv(x, kernel):
-    """Convolution `[N, H, W, out]` of crops `x [N, H, W, in]`, W odd, by `kernel [3, 3, in, out]`; one zero on each side."""
-    return _pairs(x, _kinds(jnp.moveaxis(kernel.astype(x.dtype), 1, 0)), 2, _along_rows)
+def crop_conv(x: Float[Array, "N H W I"], kernel: Float[Array, "3 3 I O"]) -> Float[Array, "N H W O"]:
+    """Convolution of crops, W odd, with one zero on each side."""
+    return _pairs(x, _factors(jnp.moveaxis(kernel.astype(x.dtype), 1, 0)), 2, _along_rows)
 
 
-def crop_conv_prepared(x, kinds):
-    """The same, H odd too, from `kinds = prepared(kernel)`."""
-    return _pairs(x, kinds, 2, lambda x, kinds: _pairs(x, kinds, 1, jnp.matmul))
+def crop_conv_prepared(x: Float[Array, "N H W I"], factors: Factors) -> Float[Array, "N H W O"]:
+    """The same, H odd too, from `factors = prepared(kernel)`."""
+    return _pairs(x, factors, 2, lambda x, column: _pairs(x, column, 1, jnp.matmul))
 
 
-def prepared(kernel):
-    """What `crop_conv_prepared` multiplies by in place of `kernel [3, 3, in, out]`: for each kind of column five of rows."""
-    return [_kinds(column) for column in _kinds(jnp.moveaxis(kernel, 1, 0))]
+def prepared(kernel: Float[Array, "3 3 I O"]) -> Factors:
+    """What `crop_conv_prepared` multiplies by in place of the kernel: five factors of columns, each of five of rows."""
+    return [_factors(column) for column in _factors(jnp.moveaxis(kernel, 1, 0))]
 
 
-def _kinds(taps):
-    """The factors of `_pairs` from three taps `[..., in, out]`: four of a pair of outputs, and one of the last output."""
+def _factors(taps):
+    """The factors of `_pairs` from three taps `[..., in, out]`: four of a pair of outputs, and one of the last."""
     left, centre, right = taps
-    return [left, (left + centre + right) / 2, (left - centre + right) / 2, right, jnp.concatenate([left, centre], axis=-2)]
+    ends = jnp.concatenate([left, centre], axis=-2)
+    return [left, (left + centre + right) / 2, (left - centre + right) / 2, right, ends]
 
 
-def _pairs(x, kinds, axis, product):
-    """Convolution along an `axis` of odd length of `x [N, H, W, in]`, in pairs of outputs: by five calls of `product`."""
+def _pairs(x, factors, axis, product):
+    """Convolution along an `axis` of odd length, in pairs of outputs, by five calls of `product`."""
     framed = jnp.pad(x, [(int(k == axis), 0) for k in range(x.ndim)])
     end = x.shape[axis] - 2
-    a, b, c, d = (jax.lax.slice_in_dim(framed, k, end + k, 2, axis) for k in range(4))  # what a pair of outputs sees
-    one, two, three, four = map(product, (a - c, b + c, c - b, b - d), kinds)
-    pairs = jnp.stack([one + two + three, two - three - four], axis=axis + 1)
-    shape = *one.shape[:axis], -1, *one.shape[axis + 1:]
-    last = jnp.split(jax.lax.slice_in_dim(x, end, end + 2, 1, axis), 2, axis)  # the odd output, which sees two
-    last = product(jnp.concatenate(last, axis=-1), kinds[-1])
+    a, b, c, d = (jax.lax.slice_in_dim(framed, k, end + k, 2, axis) for k in range(4))  # inputs of a pair of outputs
+    m1, m2, m3, m4 = map(product, (a - c, b + c, c - b, b - d), factors)
+    pairs = jnp.stack([m1 + m2 + m3, m2 - m3 - m4], axis=axis + 1)
+    shape = *m1.shape[:axis], -1, *m1.shape[axis + 1:]
+    last = jnp.split(jax.lax.slice_in_dim(x, end, end + 2, 1, axis), 2, axis)  # the odd output has two inputs
+    last = product(jnp.concatenate(last, axis=-1), factors[-1])
     return jnp.concatenate([pairs.reshape(shape), last], axis)
 
 

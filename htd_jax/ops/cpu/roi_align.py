@@ -1,22 +1,24 @@
 """RoIAlign on a CPU: each RoI is contracted with the window of the map that has weights other than 0.
 
-That is the sum of `crop_products` without its zeros, six times as fast on small RoIs.
+That is the sum of `crop_products` without its zeros, six times as fast on small RoIs. The backward pass visits the
+same windows and adds each RoI's gradient there: a gradient of the whole map for each RoI would be mostly zeros.
 """
 import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Int
 
-from htd_jax.ops.crop_products import BINS, contract, rows_first, transposed
+from htd_jax.ops.crop_products import BINS, ColumnWeights, Crops, Map, RowWeights, contract, rows_first, transposed
 
 CHUNK = 32  # RoIs that fit no window, contracted at once; at most
 WINDOWS = (16, 40, 96)  # cells a side; on its own level a RoI that is not very long fits the second
 
 
 @jax.custom_batching.sequential_vmap  # image by image: batched, its loops would run as long as the longest for all
-def by_windows(features, wy, wx):
-    """For CPUs: RoIs within a window one by one, the others whole in chunks, those without weights not at all."""
+def by_windows(features: Map, wy: RowWeights, wx: ColumnWeights) -> Crops:
+    """RoIs within a window one by one, the others whole in chunks, those without weights not at all."""
     plan = _plan(wy, wx)
 
     def window(k, crops, shape):
@@ -32,7 +34,8 @@ def by_windows(features, wy, wx):
 
 
 @jax.custom_batching.sequential_vmap
-def windows_backward(gradient, wy, wx):
+def windows_backward(gradient: Crops, wy: RowWeights, wx: ColumnWeights) -> Map:
+    """The gradient of the features of `by_windows`."""
     plan, channels = _plan(wy, wx), gradient.shape[-1]
 
     def window(k, total, shape):
@@ -51,24 +54,24 @@ def windows_backward(gradient, wy, wx):
 
 
 def _work(plan, window, chunk, result):
-    """`result` after window(k, result, shape) for each RoI in a window and chunk(k, result) for the chunks of others."""
+    """`result` after window(k, result, shape) for each RoI in a window and chunk(k, result) for chunks of others."""
     start = 0
-    for kind, shape in enumerate(plan.windows):
-        result = jax.lax.fori_loop(start, plan.ends[kind], functools.partial(window, shape=shape), result)
-        start = plan.ends[kind]
+    for k, shape in enumerate(plan.windows):
+        result = jax.lax.fori_loop(start, plan.ends[k], functools.partial(window, shape=shape), result)
+        start = plan.ends[k]
     return jax.lax.fori_loop(0, -(-(plan.ends[-1] - start) // plan.chunk_size), chunk, result)
 
 
 class _Plan(NamedTuple):
-    """`order [N]`: the RoIs of each of the `windows` (height, width), then others, then those without weights; `ends`:
-    where each of these parts but the last ends; `top`, `left` `[N]`: the RoIs' first cells; `map`: height and width."""
+    """`order`: the RoIs of each of the `windows` (height, width), then others, then those without weights; `ends`:
+    where each of these parts but the last ends; `top`, `left`: the RoIs' first cells; `map`: height and width."""
 
-    order: jax.Array
-    ends: jax.Array
-    top: jax.Array
-    left: jax.Array
-    map: tuple
-    windows: tuple
+    order: Int[Array, "N"]
+    ends: Int[Array, "_"]
+    top: Int[Array, "N"]
+    left: Int[Array, "N"]
+    map: tuple[int, int]
+    windows: tuple[tuple[int, int], ...]
 
     def place(self, k, shape):
         """The k-th RoI in order, and the first row and column of its window."""
@@ -77,7 +80,7 @@ class _Plan(NamedTuple):
 
     @property
     def chunk_size(self):
-        """RoIs of a chunk. Few of a list need one, and what fills it up is computed in vain."""
+        """RoIs of a chunk: few of a list need one, and the slots that fill it up cost as much as RoIs."""
         return min(CHUNK, -(-len(self.order) // 8))
 
     def chunk(self, k):
@@ -93,10 +96,10 @@ def _plan(wy, wx):
     shapes = [(min(side, height), min(side, width)) for side in WINDOWS]
     windows = tuple(shape for shape in shapes if 4 * shape[0] * shape[1] < height * width)
     (top, rows), (left, columns) = _extent(wy), _extent(wx)
-    kind = sum((rows > h) | (columns > w) for h, w in windows) if windows else jnp.zeros(len(wy), jnp.int32)
-    kind = jnp.where((rows == 0) | (columns == 0), len(windows) + 1, kind)
-    ends = jnp.cumsum(jnp.bincount(kind, length=len(windows) + 1))
-    return _Plan(jnp.argsort(kind, stable=True), ends, top, left, (height, width), windows)
+    part = sum((rows > h) | (columns > w) for h, w in windows) if windows else jnp.zeros(len(wy), jnp.int32)
+    part = jnp.where((rows == 0) | (columns == 0), len(windows) + 1, part)
+    ends = jnp.cumsum(jnp.bincount(part, length=len(windows) + 1))
+    return _Plan(jnp.argsort(part, stable=True), ends, top, left, (height, width), windows)
 
 
 def _extent(weights):
