@@ -8,8 +8,9 @@ import pytest
 
 from htd_jax.ops import anchors, boxes, deform_conv, matching, nms, pyramid, roi_align, soft_nms
 
-GOLDEN = np.load(pathlib.Path(__file__).parent / "golden" / "ops.npz")
-STDS = {"rpn": (1, 1, 1, 1), "s0": (0.1, 0.1, 0.2, 0.2), "s1": (0.05, 0.05, 0.1, 0.1)}
+with np.load(pathlib.Path(__file__).parent / "golden" / "ops.npz") as file:
+    GOLDEN = {name: jnp.asarray(array) for name, array in file.items()}
+STDS = {"rpn": (1.0, 1.0, 1.0, 1.0), "s0": (0.1, 0.1, 0.2, 0.2), "s1": (0.05, 0.05, 0.1, 0.1)}
 
 
 def assert_close(actual, expected, bound=1e-4):
@@ -78,7 +79,7 @@ def test_nms(case, grouped):
 def test_soft_nms(case, grouped):
     get = lambda name: GOLDEN[f"nms/{case}/{name}"]
     ids = get("ids") if grouped else np.zeros(len(get("boxes")), int)
-    scores = np.where(ids[:, None] == np.arange(ids.max() + 1), get("scores")[:, None], -np.inf)
+    scores = jnp.where(ids[:, None] == np.arange(ids.max() + 1)[None], get("scores")[:, None], -jnp.inf)
     picked, score, _, valid = jax.jit(soft_nms.soft_nms, static_argnums=(2, 3, 4))(
         get("boxes"), scores, float(get("iou_threshold")), 0.05, len(get("boxes")))
     expected = get("batched_soft_dets" if grouped else "soft_dets")
@@ -115,7 +116,7 @@ def level_shapes():
 def test_anchors(level):
     expected, stride = level_shapes()[level]
     cells = (expected[:, :2] + expected[:, 2:]) / 2 / stride
-    width, height = np.round(cells.max(axis=0) + 1).astype(int)
+    width, height = np.round(cells.max(axis=0) + 1).astype(int).tolist()
     assert_close(anchors.level_anchors(height, width, stride), expected, 1e-6)
 
 
@@ -132,7 +133,7 @@ def test_assign_anchors():
 def test_assign_proposals(stage, threshold):
     proposals = GOLDEN["assign/proposals"]
     gts = np.pad(GOLDEN["assign/gts"], ((0, 3), (0, 0)))
-    assigned = jax.jit(matching.assign_proposals)(
+    assigned = jax.jit(matching.assign_proposals, static_argnums=4)(
         proposals, np.ones(len(proposals), bool), gts, np.arange(10) < 7, threshold)
     np.testing.assert_array_equal(assigned, GOLDEN[f"assign/{stage}_gt_inds"])
 

@@ -1,11 +1,14 @@
 """From a batch to detections, with test-time augmentation where more than one view is given."""
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Shaped
+from ml_collections import ConfigDict
 
 from htd_jax.models import ba, stage0
-from htd_jax.models.htd import matmul_precision, normalise
+from htd_jax.models.htd import HTD, matmul_precision, normalise
 from htd_jax.models.proposals import batch_proposals
 from htd_jax.models.rpn import shapes_of
 from htd_jax.ops.boxes import decode, flip
@@ -18,32 +21,35 @@ MERGE_IOU = 0.7
 
 
 class View(NamedTuple):
-    """One image of the batch as one view shows it: pyramid P2..P5 `[h, w, C]`, context `[C]`, and where its pixels lie."""
+    """One image of a batch as one view shows it: P2..P5, context, and where its pixels lie."""
 
-    pyramid: list
-    context: jax.Array
-    size: jax.Array
-    scale: jax.Array
-    flipped: jax.Array
+    pyramid: list[Float[Array, "*B _ _ C"]]
+    context: Float[Array, "*B C"]
+    size: Int[Array, "*B 2"]
+    scale: Float[Array, "*B 2"]
+    flipped: Bool[Array, "*B"]
 
-    def to_original(self, boxes):
+    def to_original(self, boxes: Float[Array, "N 4"]) -> Float[Array, "N 4"]:
         """Boxes of the view in the original's pixels."""
         unflipped = jnp.where(self.flipped, flip(boxes, self.size[1].astype(boxes.dtype)), boxes)
-        return unflipped / jnp.tile(self.scale, 2)
+        return unflipped / jnp.tile(self.scale, 2)[None]
 
-    def from_original(self, boxes):
+    def from_original(self, boxes: Float[Array, "N 4"]) -> Float[Array, "N 4"]:
         """Boxes of the original in this view's pixels, not clipped."""
-        boxes = boxes * jnp.tile(self.scale, 2)
+        boxes = boxes * jnp.tile(self.scale, 2)[None]
         return jnp.where(self.flipped, flip(boxes, self.size[1].astype(boxes.dtype)), boxes)
 
 
-def detect(model, batch, config):
-    """Detections of every image: boxes `[B, 100, 4]` (original pixels), scores, labels (int32) and valid `[B, 100]`.
+Batch = dict[str, Shaped[Array, "B *_"]]  # image, size, padded, scale
 
-    `batch`: image `[B, H, W, 3]`, size, padded, scale `[B, 2]`; or a tuple of such batches, one a scale, for
-    test-time augmentation (`config.test.tta`), which also flips each where `config.test.tta_flip`.
+
+def detect(model: HTD, batch: Batch | Sequence[Batch], config: ConfigDict) -> dict[str, Shaped[Array, "B D *_"]]:
+    """Detections of every image: boxes in the original's pixels, scores, labels and valid, by falling score.
+
+    For test-time augmentation (`config.test.tta`): a sequence of batches, one a scale, which are also flipped where
+    `config.test.tta_flip`.
     """
-    batches = batch if isinstance(batch, (tuple, list)) else (batch,)
+    batches = (batch,) if isinstance(batch, dict) else batch
     with matmul_precision(config.dtype):
         proposed = [view_proposals(model, batch, flipped, config) for batch in batches for flipped in _flips(config)]
         views = [of_view.view for of_view in proposed]
@@ -57,15 +63,15 @@ def _flips(config):
 
 
 class ViewProposals(NamedTuple):
-    """A `View` of every image with its own proposals, in pixels of the view: boxes `[B, N, 4]`, scores, valid `[B, N]`."""
+    """A `View` of every image with its own proposals, in pixels of the view."""
 
     view: View
-    boxes: jax.Array
-    scores: jax.Array
-    valid: jax.Array
+    boxes: Float[Array, "B N 4"]
+    scores: Float[Array, "B N"]
+    valid: Bool[Array, "B N"]
 
 
-def view_proposals(model, batch, flipped, config):
+def view_proposals(model: HTD, batch: Batch, flipped: bool, config: ConfigDict) -> ViewProposals:
     """`ViewProposals` of a batch, mirrored left to right where `flipped`."""
     images = normalise(batch["image"], batch["size"])
     if flipped:
@@ -106,11 +112,12 @@ def _detect_one(model, views, proposals, valid, config):
                 for view, (_, refined, own) in zip(views, classified)) / len(views)
     select = {"hard": multiclass_nms, "soft": soft_nms}[config.test.nms]
     found = select(boxes, scores, config.test.nms_iou, config.test.score, config.test.max_detections)
-    return dict(zip(("boxes", "scores", "labels", "valid"), found))
+    return found._asdict()
 
 
-def classify(model, view, rois, valid):
-    """Averaged logits of both stages `[N, classes + 1]` of `rois [N, 4]`, stage 1's RoIs and their own levels' crops."""
+def classify(model: HTD, view: View, rois: Float[Array, "N 4"], valid: Bool[Array, "N"]
+             ) -> tuple[Float[Array, "N K1"], Float[Array, "N 4"], Float[Array, "N 7 7 C"]]:
+    """Averaged logits of both stages, stage 1's RoIs and their own levels' crops."""
     context = view.context[None]
     logits0, deltas = model.stage0(crop_own_level(view.pyramid, rois)[None], context)
     refined = decode(rois, deltas[0], stage0.STDS, view.size)
@@ -119,8 +126,9 @@ def classify(model, view, rois, valid):
     return (logits0[0] + logits1[0]) / 2, refined, own
 
 
-def regress(model, view, rois, own, needed):
-    """Final boxes `[N, 4]`, in the view's pixels, of `rois [N, 4]` with crops `own [N, 7, 7, C]`; right where `needed [N]`.
+def regress(model: HTD, view: View, rois: Float[Array, "N 4"], own: Float[Array, "N 7 7 C"],
+            needed: Bool[Array, "N"]) -> Float[Array, "N 4"]:
+    """Final boxes, in the view's pixels, of `rois` with crops `own`; right where `needed`.
 
     BA and its crops of all levels are the most expensive part of a test image, and only RoIs with a score that can be
     output need them. A loop takes these in chunks, as many as there are: shapes stay static, and a hard image gets all.
@@ -128,7 +136,7 @@ def regress(model, view, rois, own, needed):
     count = len(rois)
     chunk = min(REGRESSED_AT_ONCE, count)
     order = jnp.pad(jnp.argsort(~needed, stable=True), (0, -count % chunk))
-    context = jnp.broadcast_to(view.context, (chunk, len(view.context)))
+    context = jnp.repeat(view.context[None], chunk, axis=0)
     prepared = model.ba.prepare()  # outside the loop: once for all of its steps
 
     def advance(step, deltas):

@@ -1,6 +1,10 @@
 """Feature pyramid network: C2..C5 -> P2..P6."""
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
 
 from htd_jax.models.layers import clear_padding, conv
 from htd_jax.ops.pyramid import STRIDES
@@ -9,24 +13,23 @@ from htd_jax.ops.pyramid import STRIDES
 class FPN(nnx.Module):
     """1x1 laterals, top-down sums, 3x3 outputs, all with bias and without norm; P6 is every second pixel of P5."""
 
-    def __init__(self, inputs, channels, *, dtype=None, rngs):
+    def __init__(self, inputs: Sequence[int], channels: int, *, dtype: DTypeLike | None = None, rngs: nnx.Rngs) -> None:
         self.lateral_convs = nnx.List([conv(i, channels, 1, dtype=dtype, rngs=rngs) for i in inputs])
         self.fpn_convs = nnx.List([conv(channels, channels, 3, dtype=dtype, rngs=rngs) for _ in inputs])
 
-    def __call__(self, features, padded=None):
-        """List of `[B, H/s, W/s, channels]`, s = 4, 8, 16, 32, 64, from the backbone's four maps.
-
-        `padded`: as for the backbone.
-        """
+    def __call__(self, features: Sequence[Float[Array, "B _ _ _"]],
+                 padded: Int[Array, "B 2"] | None = None) -> list[Float[Array, "B _ _ C"]]:
+        """P2..P6 from the backbone's four maps."""
         sums = [lateral(x) for lateral, x in zip(self.lateral_convs, features)]
         for k in reversed(range(len(sums) - 1)):
             sums[k] = sums[k] + upsample(sums[k + 1], sums[k].shape[1:3])
-        outputs = [output(clear_padding(x, padded, stride)) for output, x, stride in zip(self.fpn_convs, sums, STRIDES)]
+        outputs = [output(clear_padding(x, padded, stride))
+                   for output, x, stride in zip(self.fpn_convs, sums, STRIDES)]
         return [*outputs, outputs[-1][:, ::2, ::2]]
 
 
-def upsample(x, shape):
-    """Nearest-neighbour enlargement of `[B, h, w, C]` to `shape` (H, W), the source being floor(i * h / H)."""
+def upsample(x: Float[Array, "B _ _ C"], shape: tuple[int, int]) -> Float[Array, "B H W C"]:
+    """Nearest-neighbour enlargement to `shape` (H, W), the source being floor(i * h / H)."""
     rows = jnp.arange(shape[0]) * x.shape[1] // shape[0]
     columns = jnp.arange(shape[1]) * x.shape[2] // shape[1]
     if shape == (2 * x.shape[1], 2 * x.shape[2]):

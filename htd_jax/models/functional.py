@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
+from ml_collections import ConfigDict
 
 from htd_jax.models.detect import detect
 from htd_jax.models.htd import HTD, build, trainable
@@ -27,7 +28,7 @@ class Functions(NamedTuple):
     detect: Callable
 
 
-def functions(config):
+def functions(config: ConfigDict) -> Functions:
     """The `Functions` of HTD; config.model.num_classes must be set."""
     def make():
         return build(config.model, nnx.Rngs(config.seed), jnp.dtype(config.dtype))
@@ -41,7 +42,7 @@ def functions(config):
         detect=lambda states, batch: detect(nnx.merge(graphdef, *states), batch, config))
 
 
-def split(model, config):
+def split(model: HTD, config: ConfigDict) -> tuple[dict, dict]:
     """Returns (params, frozen), pure dicts of the parameters that training updates and of all the rest."""
     _, params, frozen = nnx.split(model, trainable(config.model), ...)
     return nnx.to_pure_dict(params), nnx.to_pure_dict(frozen)

@@ -1,10 +1,17 @@
 """HTD: how the parts fit together, and which of their parameters are trained."""
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Shaped
+from ml_collections import ConfigDict
 
 from htd_jax.models.ba import BA
 from htd_jax.models.fpn import FPN
+from htd_jax.models.layers import inside
 from htd_jax.models.pgraph import PGraph
 from htd_jax.models.resnet import ResNet
 from htd_jax.models.rpn import RPNHead
@@ -19,7 +26,7 @@ STD = (58.395, 57.12, 57.375)
 class HTD(nnx.Module):
     """The whole detector. Its two uses are pure functions: `losses.losses` and `detect.detect`."""
 
-    def __init__(self, settings, *, dtype=None, rngs):
+    def __init__(self, settings: ConfigDict, *, dtype: DTypeLike | None = None, rngs: nnx.Rngs) -> None:
         make = dict(dtype=dtype, rngs=rngs)
         channels, classes = settings.fpn_channels, settings.num_classes
         self.backbone = ResNet(settings.depth, width=settings.width, groups=settings.groups,
@@ -33,23 +40,24 @@ class HTD(nnx.Module):
         self.ba = BA(channels, settings.ba_channels, settings.ba_out_channels, settings.ba_groups, **make)
         self.num_classes = classes
 
-    def features(self, images, padded, remat=False):
-        """P2..P6 `[B, H/s, W/s, C]` (s = 4..64) of normalised images `[B, H, W, 3]`.
+    def features(self, images: Float[Array, "B H W 3"], padded: Int[Array, "B 2"],
+                 remat: bool = False) -> list[Float[Array, "B _ _ C"]]:
+        """P2..P6 of normalised images.
 
-        Where the images have more padding than `padded [B, 2]` (h, w), the maps are within it what they would be if the
-        images ended there; the cells just beyond are what RoIAlign reads there, and others mean nothing.
+        Where images have more padding than `padded`, the maps are within it what they would be if the images ended
+        there; the cells just beyond are what RoIAlign reads there, and others mean nothing.
         """
-        # The backward pass computes FPN's sums again, 1 % of its work, and does without some of the largest maps.
+        # Recomputing FPN's sums is 1 % of the work of the backward pass, and spares it some of the largest maps.
         pyramid = nnx.remat(FPN.__call__)(self.neck, self.backbone(images, padded, remat), padded)
         return [*extend_edges(pyramid[:-1], padded), pyramid[-1]]
 
 
-def build(settings, rngs, dtype=jnp.float32):
+def build(settings: ConfigDict, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> HTD:
     """An `HTD` from `config.model`, freshly initialised; `dtype` is what it computes in, parameters are float32."""
     return HTD(settings, dtype=dtype, rngs=rngs)
 
 
-def trainable(settings):
+def trainable(settings: ConfigDict) -> Callable:
     """NNX filter for the parameters that training updates: all but stem and the first `frozen_stages` layers."""
     frozen = {"stem"} if settings.frozen_stages > 0 else set()
     frozen |= {f"layer{k}" for k in range(1, settings.frozen_stages + 1)}
@@ -60,16 +68,14 @@ def trainable(settings):
     return learns
 
 
-def normalise(images, size):
-    """Float32 images `[B, H, W, 3]`, zero outside `size [B, 2]` (h, w), from RGB uint8; floats pass as they are."""
+def normalise(images: Shaped[Array, "B H W 3"], size: Int[Array, "B 2"]) -> Float[Array, "B H W 3"]:
+    """Float32 images, zero outside `size`, from RGB uint8; floats pass as they are."""
     if jnp.issubdtype(images.dtype, jnp.floating):
         return images
-    pixels = (images.astype(jnp.float32) - jnp.array(MEAN)) * (1 / jnp.array(STD))
-    rows = jnp.arange(images.shape[1]) < size[:, :1]
-    columns = jnp.arange(images.shape[2]) < size[:, 1:]
-    return jnp.where((rows[:, :, None] & columns[:, None, :])[..., None], pixels, 0)
+    mean, std = (jnp.array(values)[None, None, None] for values in (MEAN, STD))
+    return jnp.where(inside(images.shape[1:3], size), (images.astype(jnp.float32) - mean) * (1 / std), 0)
 
 
-def matmul_precision(dtype):
+def matmul_precision(dtype: str) -> AbstractContextManager:
     """The precision that keeps float32 what it says on accelerators, whose default multiplies in fewer bits."""
     return jax.default_matmul_precision("highest" if dtype == "float32" else "default")

@@ -2,6 +2,9 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.nn.initializers import Initializer
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
 
 from htd_jax.ops.conv import conv as fast_gradient_conv
 
@@ -10,12 +13,12 @@ KAIMING_FAN_IN = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")
 XAVIER = nnx.initializers.xavier_uniform()
 
 
-def normal(std):
+def normal(std: float) -> Initializer:
     """Initialiser: normal with standard deviation `std`."""
     return nnx.initializers.normal(std)
 
 
-def uniform_fan_in(fan_in):
+def uniform_fan_in(fan_in: int) -> Initializer:
     """PyTorch's default for weights and biases of a layer with `fan_in` inputs: uniform in +-1/sqrt(fan_in)."""
     bound = fan_in**-0.5
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
@@ -25,49 +28,56 @@ class Statistic(nnx.Variable):
     """A running mean or variance: loaded from checkpoints, never trained."""
 
 
-def conv(inputs, outputs, size, *, rngs, dtype, stride=1, groups=1, bias=True, init=XAVIER, bias_init=nnx.initializers.zeros):
-    """`nnx.Conv` with (size - 1) / 2 zeros on *each* side, strided or not: `SAME` would pad strided ones on one side."""
+def conv(inputs: int, outputs: int, size: int, *, rngs: nnx.Rngs, dtype: DTypeLike | None, stride: int = 1,
+         groups: int = 1, bias: bool = True, init: Initializer = XAVIER,
+         bias_init: Initializer = nnx.initializers.zeros) -> nnx.Conv:
+    """`nnx.Conv` with (size - 1) / 2 zeros on *each* side, where `SAME` pads strided ones on one side only."""
     pad = (size - 1) // 2
     return nnx.Conv(inputs, outputs, (size, size), strides=stride, padding=((pad, pad), (pad, pad)), use_bias=bias,
                     feature_group_count=groups, kernel_init=init, bias_init=bias_init, dtype=dtype,
                     conv_general_dilated=fast_gradient_conv, rngs=rngs)
 
 
-def linear(inputs, outputs, *, rngs, dtype, init=XAVIER):
+def linear(inputs: int, outputs: int, *, rngs: nnx.Rngs, dtype: DTypeLike | None,
+           init: Initializer = XAVIER) -> nnx.Linear:
     """`nnx.Linear` with the initialiser named and zero bias."""
     return nnx.Linear(inputs, outputs, kernel_init=init, dtype=dtype, rngs=rngs)
 
 
-def clear_padding(x, padded, stride):
-    """`x [B, H, W, C]`, `stride` pixels a cell, with zeros in the cells that lie beyond `padded [B, 2]` (h, w in pixels).
+def clear_padding(x: Float[Array, "B H W C"], padded: Int[Array, "B 2"] | None, stride: int) -> Float[Array, "B H W C"]:
+    """A map of `stride` pixels a cell with zeros in the cells beyond `padded`.
 
     Before every 3x3 convolution, this makes a map with more padding give what one that ends at `padded` gives: there,
-    the convolution finds its own zeros. `padded` None: the map ends where it should.
+    the convolution finds its own zeros.
     """
-    if padded is None:
-        return x
-    rows = jnp.arange(x.shape[1]) * stride < padded[:, :1]
-    columns = jnp.arange(x.shape[2]) * stride < padded[:, 1:]
-    return jnp.where((rows[:, :, None] & columns[:, None, :])[..., None], x, 0)
+    return x if padded is None else jnp.where(inside(x.shape[1:3], padded, stride), x, 0)
+
+
+def inside(shape: tuple[int, int], size: Int[Array, "B 2"], stride: int = 1) -> Bool[Array, "B H W 1"]:
+    """Whether each cell of a map of `shape` (h, w) begins within `size`."""
+    rows, columns = (jnp.arange(count)[None] * stride < end[:, None] for count, end in zip(shape, size.T))
+    return rows[:, :, None, None] & columns[:, None, :, None]
 
 
 class FrozenBatchNorm(nnx.Module):
     """Batch norm in inference mode (eps 1e-5) with trainable scale and bias, as the original trains."""
 
-    def __init__(self, channels, *, scale_init=nnx.initializers.ones, dtype=None, rngs):
+    def __init__(self, channels: int, *, scale_init: Initializer = nnx.initializers.ones,
+                 dtype: DTypeLike | None = None, rngs: nnx.Rngs) -> None:
         self.scale = nnx.Param(scale_init(rngs.params(), (channels,), jnp.float32))
         self.bias = nnx.Param(jnp.zeros(channels))
         self.mean = Statistic(jnp.zeros(channels))
         self.var = Statistic(jnp.ones(channels))
         self.dtype = dtype
 
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         factor = self.scale[...] * jax.lax.rsqrt(self.var[...] + 1e-5)
         offset = self.bias[...] - self.mean[...] * factor
-        return x * factor.astype(x.dtype) + offset.astype(x.dtype)
+        factor, offset = (vector.astype(x.dtype)[None, None, None] for vector in (factor, offset))
+        return x * factor + offset
 
 
-def norm(kind, channels, *, rngs, dtype, zero=False):
+def norm(kind: str, channels: int, *, rngs: nnx.Rngs, dtype: DTypeLike | None, zero: bool = False) -> nnx.Module:
     """The norm of a backbone: `frozen_bn` (the original) or `gn` (32 groups; training from scratch)."""
     scale_init = nnx.initializers.zeros if zero else nnx.initializers.ones
     if kind == "frozen_bn":

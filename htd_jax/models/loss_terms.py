@@ -1,13 +1,14 @@
 """Terms of the losses that the RPN and the two stages share."""
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Bool, Float
 
 
-def smooth_l1(difference, beta):
+def smooth_l1(difference: Float[Array, "*shape"], beta: float) -> Float[Array, "*shape"]:
     """Elementwise .5 d^2 / beta below `beta`, |d| - .5 beta above."""
     return optax.huber_loss(difference, delta=beta) / beta
 
 
-def masked_sum(values, mask):
+def masked_sum(values: Float[Array, "*shape"], mask: Bool[Array, "*shape"]) -> Float[Array, ""]:
     """Sum of `values` where `mask`; what is masked may be infinite or nan."""
     return jnp.where(mask, values, 0).sum()

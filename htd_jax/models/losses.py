@@ -1,16 +1,20 @@
 """From a batch to losses: the forward pass of training."""
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
+from ml_collections import ConfigDict
 
-from htd_jax.models import ba, stage0
-from htd_jax.models.htd import matmul_precision, normalise
+from htd_jax.models import ba as ba_lib, stage0
+from htd_jax.models.htd import HTD, matmul_precision, normalise
 from htd_jax.models.loss_terms import masked_sum, smooth_l1
 from htd_jax.models.proposals import batch_proposals
 from htd_jax.models.rpn import rpn_losses, shapes_of
-from htd_jax.models.targets import MAX_ROI_POSITIVES, GroundTruth, image_keys, refined_proposals, roi_targets
+from htd_jax.models.targets import MAX_ROI_POSITIVES, GroundTruth, RoIs, image_keys, refined_proposals, roi_targets
+from htd_jax.ops.boxes import Stds
 from htd_jax.ops.pyramid import crop_own_and_all_levels, crop_own_level
 
 STAGE_THRESHOLDS = (0.5, 0.6)
@@ -19,12 +23,16 @@ SFA_WEIGHT = 3.0
 STAGE_BETA = 1.0
 POSITIVES_AT_ONCE = 16  # of each image
 
+Pyramid = Sequence[Float[Array, "B _ _ C"]]
+Logs = dict[str, Float[Array, ""]]
 
-def losses(model, batch, key, config):
+
+def losses(model: HTD, batch: dict[str, Shaped[Array, "B *_"]], key: Key[Array, ""],
+           config: ConfigDict) -> tuple[Float[Array, ""], Logs]:
     """The total loss and a dict of every loss by the names of the original's logs, `s0.acc`, `s1.acc` and `loss`.
 
-    `batch`: image `[B, H, W, 3]`, size, padded `[B, 2]`, boxes `[B, G, 4]`, labels, valid `[B, G]`. All are
-    normalised over the whole batch, so that one device and many give the same figures.
+    `batch`: image, size, padded; boxes, labels and valid of the ground truth. All losses are normalised over the whole
+    batch, so that one device and many give the same figures.
     """
     with matmul_precision(config.dtype):
         truth = GroundTruth(batch["boxes"], batch["labels"], batch["valid"])
@@ -40,8 +48,10 @@ def losses(model, batch, key, config):
     return logs["loss"], logs
 
 
-def roi_losses(model, pyramid, proposals, valid, size, padded, truth, key, config):
-    """The losses of SFA and both stages from proposals `[B, N, 4]` (`valid [B, N]`)."""
+def roi_losses(model: HTD, pyramid: Pyramid, proposals: Float[Array, "B N 4"], valid: Bool[Array, "B N"],
+               size: Int[Array, "B 2"], padded: Int[Array, "B 2"], truth: GroundTruth, key: Key[Array, ""],
+               config: ConfigDict) -> Logs:
+    """The losses of SFA and both stages."""
     context, scene_logits = model.sfa(pyramid[-1], padded)
     logs = {"loss_global": sfa_loss(scene_logits, truth)}
     stage_keys = jax.random.split(key)
@@ -52,34 +62,36 @@ def roi_losses(model, pyramid, proposals, valid, size, padded, truth, key, confi
     logs |= stage_losses("s0", logits, deltas, rois, STAGE_WEIGHTS[0])
 
     proposals, valid = jax.vmap(refined_proposals, in_axes=(0, 0, None, 0))(rois, deltas, stage0.STDS, size)
-    rois = sampler(proposals, valid, STAGE_THRESHOLDS[1], ba.STDS, key=stage_keys[1])
+    rois = sampler(proposals, valid, STAGE_THRESHOLDS[1], ba_lib.STDS, key=stage_keys[1])
     logits, deltas = stage1(model, pyramid, context, rois, config.train.roi_samples)
     return logs | stage_losses("s1", logits, deltas, rois, STAGE_WEIGHTS[1])
 
 
-def sample_rois(proposals, valid, threshold, stds, *, truth, num_classes, config, key):
-    """`RoIs` `[B, K, ...]` of a stage."""
-    def one(proposals, valid, truth, key):
+def sample_rois(proposals: Float[Array, "B N 4"], valid: Bool[Array, "B N"], threshold: float, stds: Stds, *,
+                truth: GroundTruth, num_classes: int, config: ConfigDict, key: Key[Array, ""]) -> RoIs:
+    """The RoIs of a stage."""
+    def of_image(proposals, valid, truth, key):
         return roi_targets(proposals, valid, truth, threshold, stds, num_classes,
                            config.train.roi_samples, config.sampling, key)
 
-    return jax.vmap(one)(proposals, valid, truth, image_keys(key, proposals.shape[0]))
+    return jax.vmap(of_image)(proposals, valid, truth, image_keys(key, proposals.shape[0]))
 
 
-def stage1(model, pyramid, context, rois, count):
-    """Stage 1's logits `[B, K, classes + 1]`, and deltas `[B, P, 4]` of the first P slots, which hold all positives."""
+def stage1(model: HTD, pyramid: Pyramid, context: Float[Array, "B C"], rois: RoIs,
+           count: int) -> tuple[Float[Array, "B S K1"], Float[Array, "B P 4"]]:
+    """Stage 1's logits, and deltas of the first P slots, which hold all positives."""
     positive = rois.positive[:, :int(count * MAX_ROI_POSITIVES)]
     crops, all_levels = jax.vmap(crop_own_and_all_levels)(pyramid, rois.boxes, positive)
     logits = model.pgraph(crops, context, rois.boxes, rois.valid, model.stage0.fc_cls)
     return logits, regress_positives(model.ba, all_levels, crops[:, :positive.shape[1]], context, positive)
 
 
-def regress_positives(ba, crops, own, context, positive):
-    """Deltas `[B, P, 4]`, right where `positive [B, P]`.
+def regress_positives(ba: ba_lib.BA, crops: Float[Array, "B 4 P 7 7 C"], own: Float[Array, "B P 7 7 C"],
+                      context: Float[Array, "B C"], positive: Bool[Array, "B P"]) -> Float[Array, "B P 4"]:
+    """Deltas, right where `positive`; `crops` are of all levels.
 
-    `crops [B, 4, P, 7, 7, C]`: of all levels; `own [B, P, 7, 7, C]`; `context [B, C]`. BA is expensive and only
-    positives need it. They come first in their slots, so the slots are processed in chunks, and a chunk without a
-    positive is skipped. The backward pass keeps the crops alone and recomputes the rest.
+    BA is expensive and only positives need it. They come first in their slots, so the slots are processed in chunks,
+    and a chunk without a positive is skipped. The backward pass keeps the crops alone and recomputes the rest.
     """
     slots = positive.shape[1]
     chunk = max(1, min(POSITIVES_AT_ONCE, slots))
@@ -102,14 +114,15 @@ def _chunks(x, size, axis):
     return jnp.moveaxis(padded.reshape(*x.shape[:axis], -1, size, *x.shape[axis + 1:]), axis, 0)
 
 
-def sfa_loss(logits, truth):
+def sfa_loss(logits: Float[Array, "B K1"], truth: GroundTruth) -> Float[Array, ""]:
     """Multi-label cross-entropy of the classes present, mean over all entries, weighted."""
-    classes = jnp.arange(logits.shape[-1])
+    classes = jnp.arange(logits.shape[-1])[None, None]
     present = ((truth.labels[..., None] == classes) & truth.valid[..., None]).any(axis=1)
     return SFA_WEIGHT * optax.sigmoid_binary_cross_entropy(logits, present.astype(jnp.float32)).mean()
 
 
-def stage_losses(name, logits, deltas, rois, weight):
+def stage_losses(name: str, logits: Float[Array, "B S K1"], deltas: Float[Array, "B P 4"], rois: RoIs,
+                 weight: float) -> Logs:
     """Cross-entropy, accuracy (percent) and smooth-L1 of a stage; `deltas` may cover the first slots alone."""
     number = jnp.maximum(rois.valid.sum(), 1)
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, rois.labels)

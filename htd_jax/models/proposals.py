@@ -1,6 +1,11 @@
 """Proposals: the best boxes of the region proposal network, of one image or of a batch."""
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+from ml_collections import ConfigDict
 
 from htd_jax.models.rpn import STDS
 from htd_jax.ops.anchors import cells_inside, grid_anchors
@@ -9,18 +14,29 @@ from htd_jax.ops.nms import nms
 
 NMS_IOU = 0.7
 
+Shapes = Sequence[tuple[int, int]]  # (height, width) of each level
 
-def batch_proposals(logits, deltas, shapes, size, padded, limits):
-    """`propose` for every image: boxes `[B, N, 4]`, scores `[B, N]`, valid `[B, N]`.
 
-    Anchors whose cell lies beyond `padded [B, 2]`, the original's own padding, do not take part.
+class Proposals(NamedTuple):
+    """N slots by falling score; scores of unused ones are 0."""
+
+    boxes: Float[Array, "*B N 4"]
+    scores: Float[Array, "*B N"]
+    valid: Bool[Array, "*B N"]
+
+
+def batch_proposals(logits: Sequence[Float[Array, "B _"]], deltas: Sequence[Float[Array, "B _ 4"]], shapes: Shapes,
+                    size: Int[Array, "B 2"], padded: Int[Array, "B 2"], limits: ConfigDict) -> Proposals:
+    """`propose` for every image. Anchors whose cell lies beyond `padded` do not take part.
+
+    `limits`: config.train or config.test.
     """
-    def one(logits, deltas, size, padded):
+    def of_image(logits, deltas, size, padded):
         present = jnp.split(cells_inside(shapes, padded), _ends(logits))
-        masked = [jnp.where(here, level, -jnp.inf) for here, level in zip(present, logits)]
+        masked = [jnp.where(inside, level, -jnp.inf) for inside, level in zip(present, logits)]
         return propose(masked, deltas, shapes, size, limits.nms_pre, limits.proposals)
 
-    return jax.vmap(one)(logits, deltas, size, padded)
+    return jax.vmap(of_image)(list(logits), list(deltas), size, padded)
 
 
 def _ends(levels):
@@ -32,11 +48,11 @@ def _ends(levels):
     return ends
 
 
-def propose(logits, deltas, shapes, size, nms_pre, count):
-    """Proposals of one image: boxes `[count, 4]` clipped to `size` (h, w), scores `[count]`, valid `[count]`.
+def propose(logits: Sequence[Float[Array, "_"]], deltas: Sequence[Float[Array, "_ 4"]], shapes: Shapes,
+            size: Int[Array, "2"], nms_pre: int, count: int) -> Proposals:
+    """Proposals of one image in `count` slots, clipped to `size`.
 
-    `logits`, `deltas`: lists over the levels, `[anchors]` and `[anchors, 4]`; `shapes` (height, width) of each. The
-    `nms_pre` best of each level pass NMS at .7 within the level; the best `count` of all remain, by falling score.
+    The `nms_pre` best anchors of each level pass NMS at .7 within the level; the best `count` of all levels remain.
     Logits of minus infinity mark anchors that do not take part. No gradient, no minimum size, nothing else masked.
     """
     slots = min(nms_pre, max(len(level) for level in logits))
@@ -49,7 +65,7 @@ def propose(logits, deltas, shapes, size, nms_pre, count):
                      jnp.pad(scores, (0, max(0, count - len(scores))), constant_values=-jnp.inf))
     scores, order = jax.lax.top_k(scores, count)
     valid = scores > -jnp.inf
-    return jnp.where(valid[:, None], boxes[order], 0), jnp.where(valid, scores, 0), valid
+    return Proposals(jnp.where(valid[:, None], boxes[order], 0), jnp.where(valid, scores, 0), valid)
 
 
 def _best_of_level(logits, deltas, anchors, size, nms_pre, slots):

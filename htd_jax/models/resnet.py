@@ -1,9 +1,12 @@
 """ResNet and ResNeXt backbones ("pytorch" style: a block's stride sits in its 3x3 convolution), C2..C5."""
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
 
 from htd_jax.models.layers import KAIMING_FAN_OUT, clear_padding, conv, norm
 from htd_jax.ops.deform_conv import deform_conv
@@ -11,30 +14,34 @@ from htd_jax.ops.deform_conv import deform_conv
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 BOTTLENECK_DEPTHS = (50, 101)
 
+Map = Float[Array, "B _ _ _"]
+Padded = Int[Array, "B 2"] | None
+
 
 class DeformConv(nnx.Module):
     """3x3 deformable convolution without bias; its offsets come from a plain 3x3 convolution that starts at zero."""
 
-    def __init__(self, inputs, outputs, *, stride, groups, dtype, rngs):
+    def __init__(self, inputs: int, outputs: int, *, stride: int, groups: int, dtype: DTypeLike | None,
+                 rngs: nnx.Rngs) -> None:
         self.kernel = nnx.Param(KAIMING_FAN_OUT(rngs.params(), (3, 3, inputs // groups, outputs)))
         self.offset = conv(inputs, 18, 3, stride=stride, init=nnx.initializers.zeros, dtype=dtype, rngs=rngs)
         self.stride, self.groups, self.dtype = stride, groups, dtype
 
-    def __call__(self, x):
-        offsets = self.offset(x)
+    def __call__(self, x: Map) -> Map:
         kernel = self.kernel[...].astype(x.dtype)
-        one = lambda x, offsets: deform_conv(x, offsets, kernel, stride=self.stride, groups=self.groups)
-        return jax.vmap(one)(x, offsets)
+        of_image = lambda x, offsets: deform_conv(x, offsets, kernel, stride=self.stride, groups=self.groups)
+        return jax.vmap(of_image)(x, self.offset(x))
 
 
 class Shortcut(nnx.Module):
-    """The first block's way around: strided 1x1 convolution and norm."""
+    """The first block's shortcut: strided 1x1 convolution and norm."""
 
-    def __init__(self, inputs, outputs, stride, *, kind, dtype, rngs):
+    def __init__(self, inputs: int, outputs: int, stride: int, *, kind: str, dtype: DTypeLike | None,
+                 rngs: nnx.Rngs) -> None:
         self.conv = conv(inputs, outputs, 1, stride=stride, bias=False, init=KAIMING_FAN_OUT, dtype=dtype, rngs=rngs)
         self.bn = norm(kind, outputs, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x):
+    def __call__(self, x: Map) -> Map:
         return self.bn(self.conv(x))
 
 
@@ -44,7 +51,8 @@ class Block(nnx.Module):
     `cell`: pixels of the image that a cell of the input stands for.
     """
 
-    def __init__(self, inputs, planes, inner, stride, cell, *, bottleneck, groups, deformable, kind, dtype, rngs):
+    def __init__(self, inputs: int, planes: int, inner: int, stride: int, cell: int, *, bottleneck: bool, groups: int,
+                 deformable: bool, kind: str, dtype: DTypeLike | None, rngs: nnx.Rngs) -> None:
         outputs = planes * 4 if bottleneck else planes
         make = dict(dtype=dtype, rngs=rngs)
         plain = lambda i, o, size, stride=1, groups=1: conv(
@@ -52,7 +60,8 @@ class Block(nnx.Module):
         spatial = (lambda i, o, stride: DeformConv(i, o, stride=stride, groups=groups, **make)) if deformable else (
             lambda i, o, stride: plain(i, o, 3, stride, groups))
         if bottleneck:
-            self.conv1, self.conv2, self.conv3 = plain(inputs, inner, 1), spatial(inner, inner, stride), plain(inner, outputs, 1)
+            self.conv1, self.conv2 = plain(inputs, inner, 1), spatial(inner, inner, stride)
+            self.conv3 = plain(inner, outputs, 1)
             self.bn1, self.bn2 = norm(kind, inner, **make), norm(kind, inner, **make)
             self.bn3 = norm(kind, outputs, zero=True, **make)
         else:
@@ -62,7 +71,7 @@ class Block(nnx.Module):
         self.downsample = (Shortcut(inputs, outputs, stride, kind=kind, **make)
                            if stride != 1 or inputs != outputs else None)
 
-    def __call__(self, x, padded=None):
+    def __call__(self, x: Map, padded: Padded = None) -> Map:
         shortcut = x if self.downsample is None else self.downsample(x)
         if self.bottleneck:
             y = clear_padding(jax.nn.relu(self.bn1(self.conv1(x))), padded, self.cell)
@@ -76,11 +85,11 @@ class Block(nnx.Module):
 class Stem(nnx.Module):
     """7x7 convolution of stride 2, norm, ReLU, 3x3 max pooling of stride 2."""
 
-    def __init__(self, width, *, kind, dtype, rngs):
+    def __init__(self, width: int, *, kind: str, dtype: DTypeLike | None, rngs: nnx.Rngs) -> None:
         self.conv1 = conv(3, width, 7, stride=2, bias=False, init=KAIMING_FAN_OUT, dtype=dtype, rngs=rngs)
         self.bn1 = norm(kind, width, dtype=dtype, rngs=rngs)
 
-    def __call__(self, images, padded=None):
+    def __call__(self, images: Map, padded: Padded = None) -> Map:
         x = jax.nn.relu(self.bn1(self.conv1(images)))
         return max_pool_3x3(clear_padding(x, padded, stride=2))  # 0 is as good as minus infinity: nothing is below it
 
@@ -88,7 +97,7 @@ class Stem(nnx.Module):
 class Layer(nnx.List):
     """The blocks of one of the four stages (`layer1`..`layer4` in checkpoints)."""
 
-    def __call__(self, x, padded=None, remat=False):
+    def __call__(self, x: Map, padded: Padded = None, remat: bool = False) -> Map:
         if remat:
             return recomputed(self, x, padded)
         for block in self:
@@ -97,15 +106,16 @@ class Layer(nnx.List):
 
 
 class ResNet(nnx.Module):
-    """Images `[B, H, W, 3]` -> C2..C5 `[B, H/s, W/s, channels]`, s = 4, 8, 16, 32.
+    """Images -> C2..C5, of strides 4, 8, 16, 32; `channels`: of each.
 
     `groups` and `base_width` make a ResNeXt (64 and 4: 64x4d); `deformable` replaces the 3x3 convolutions of
     layer2..4. Nothing is learnt, or propagated, below the first `frozen_stages` layers (the stem included).
-    Within `padded [B, 2]` (h, w in pixels) the maps are what they would be if the images ended there, but for group norm.
+    Within `padded` the maps are what they would be if the images ended there, but for group norm.
     """
 
-    def __init__(self, depth, *, width=64, groups=1, base_width=64, deformable=False, kind="frozen_bn", frozen_stages=1,
-                 dtype=None, rngs):
+    def __init__(self, depth: int, *, width: int = 64, groups: int = 1, base_width: int = 64, deformable: bool = False,
+                 kind: str = "frozen_bn", frozen_stages: int = 1, dtype: DTypeLike | None = None,
+                 rngs: nnx.Rngs) -> None:
         bottleneck = depth in BOTTLENECK_DEPTHS
         self.frozen_stages, self.dtype = frozen_stages, dtype
         expansion = 4 if bottleneck else 1
@@ -124,7 +134,7 @@ class ResNet(nnx.Module):
         self.stem = Stem(width, kind=kind, dtype=dtype, rngs=rngs)
         self.layer1, self.layer2, self.layer3, self.layer4 = map(layer, range(4))
 
-    def __call__(self, images, padded=None, remat=False):
+    def __call__(self, images: Map, padded: Padded = None, remat: bool = False) -> list[Map]:
         x = self.stem(images.astype(self.dtype or images.dtype), padded)
         if self.frozen_stages > 0:
             x = jax.lax.stop_gradient(x)
@@ -132,13 +142,13 @@ class ResNet(nnx.Module):
         for number, layer in enumerate((self.layer1, self.layer2, self.layer3, self.layer4), start=1):
             x = layer(x, padded, remat)
             if number <= self.frozen_stages:
-                x = jax.lax.optimization_barrier(jax.lax.stop_gradient(x))  # or XLA holds all blocks' terms to make it anew
+                x = jax.lax.optimization_barrier(jax.lax.stop_gradient(x))  # or XLA keeps what it needs to recompute x
             outputs.append(x)
         return outputs
 
 
-def recomputed(blocks, x, padded):
-    """A layer's `blocks`, of which the backward pass finds the inputs alone and computes the rest again.
+def recomputed(blocks: Sequence[Block], x: Map, padded: Padded) -> Map:
+    """A layer's `blocks`, of which the backward pass keeps the inputs alone and recomputes the rest.
 
     All blocks but the first are equal, so they are one loop over their stacked parameters: the compiler, which takes
     15 to 25 s for one deformable block on a TPU, meets the 22 of ResNet-101 once.
@@ -153,6 +163,6 @@ def recomputed(blocks, x, padded):
     return jax.lax.scan(lambda x, state: (advance(x, state), None), x, stacked)[0]
 
 
-def max_pool_3x3(x):
-    """3x3 max pooling of stride 2 with a border of minus infinity, `[B, H, W, C]`."""
+def max_pool_3x3(x: Map) -> Map:
+    """3x3 max pooling of stride 2 with a border of minus infinity."""
     return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))

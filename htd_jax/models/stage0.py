@@ -2,6 +2,8 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from htd_jax.models.layers import linear, normal
 from htd_jax.ops.crop_products import BINS
@@ -12,14 +14,16 @@ STDS = (0.1, 0.1, 0.2, 0.2)
 class Stage0(nnx.Module):
     """Two fully connected layers of `hidden` on crop + g, then `classes + 1` logits and 4 class-agnostic deltas."""
 
-    def __init__(self, channels, hidden, classes, *, dtype=None, rngs):
+    def __init__(self, channels: int, hidden: int, classes: int, *, dtype: DTypeLike | None = None,
+                 rngs: nnx.Rngs) -> None:
         make = dict(dtype=dtype, rngs=rngs)
         self.fcs = nnx.List([linear(BINS * BINS * channels, hidden, **make), linear(hidden, hidden, **make)])
         self.fc_cls = linear(hidden, classes + 1, init=normal(0.01), **make)
         self.fc_reg = linear(hidden, 4, init=normal(0.001), **make)
 
-    def __call__(self, crops, context):
-        """Float32 logits `[B, N, classes + 1]` and deltas `[B, N, 4]` from crops `[B, N, 7, 7, C]` and context `[B, C]`."""
+    def __call__(self, crops: Float[Array, "B N 7 7 C"],
+                 context: Float[Array, "B C"]) -> tuple[Float[Array, "B N K1"], Float[Array, "B N 4"]]:
+        """Float32 logits and deltas."""
         x = crops + context[:, None, None, None, :]
         x = x.reshape(*x.shape[:2], -1)
         for layer in self.fcs:

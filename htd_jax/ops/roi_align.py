@@ -45,7 +45,7 @@ def _exact_ceil(value, divisor):
     return n - (value <= (n - 1) * divisor) + (value > n * divisor)
 
 
-def roi_align(features: Float[Array, "H W C"], rois: Float[Array, "N 4"], stride: int,
+def roi_align(features: Float[Array, "H W C"], rois: Float[Array, "N 4"], stride: int | float,
               where: Bool[Array, "N"] | None = None) -> Float[Array, "N 7 7 C"]:
     """Crops of a level of `stride` pixels a cell, in its dtype; 0 unless `where`. Weights are computed in float32."""
     height, width, _ = features.shape
