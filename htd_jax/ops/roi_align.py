@@ -30,7 +30,7 @@ def axis_weights(start, end, cells):
     """
     size = (end - start)[:, None, None]
     bin_size = size / BINS
-    n = jnp.maximum(_exact_ceil(size, BINS), 0)
+    n = jnp.maximum(exact_ceil(size, BINS), 0)
     step = jnp.where(n > 0, bin_size / jnp.maximum(n, 1), 1)
     first = start[:, None, None] + jnp.arange(BINS, dtype=start.dtype)[:, None] * bin_size + step / 2
     edges = jnp.arange(-1, cells + 1, dtype=start.dtype)
@@ -45,7 +45,7 @@ def axis_weights(start, end, cells):
     return weights / jnp.maximum(n, 1)
 
 
-def _exact_ceil(value, divisor):
+def exact_ceil(value, divisor):
     """ceil(value / divisor). Compiled, the division is a product with 1 / divisor: 42 / 7 would be more than 6."""
     n = jnp.ceil(value / divisor)
     return n - (value <= (n - 1) * divisor) + (value > n * divisor)

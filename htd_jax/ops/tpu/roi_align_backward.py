@@ -1,0 +1,104 @@
+"""The gradient of `tpu.roi_align`: an image's pyramid of sums in float32, in vector memory, 128 channels at a time.
+
+Items come one after another and add `K^T (256 x 56) . G (56 x C)` to each tile they read: the order is always the same,
+and so is the result.
+"""
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from htd_jax.ops.roi_align import BINS
+from htd_jax.ops.tpu.atlas import ALIGN, COLUMNS, GROUP, ROWS, read_item, scalars_of
+from htd_jax.ops.tpu.roi_align import SLOTS, VMEM, fill_with_zeros, filled_up, level_slices, scalar_specs
+from htd_jax.ops.windows import weight
+
+STAGED = 2  # rows on their way out
+
+
+def gradients(gradient, rois, levels, active, atlas, block, interpret=False):
+    """Gradients of the levels, each `[B, H, W, C]`, from that of the crops, `[B, N, 7, 7, C]`; see `crops`."""
+    (batch, count), (channels, dtype) = levels.shape, (gradient.shape[-1], gradient.dtype)
+    scalars = scalars_of(*filled_up(rois, levels, active), atlas)
+    groups = -(-count // GROUP)
+    padded = jnp.pad(gradient, ((0, 0), (0, groups * GROUP - count), (0, 0), (0, SLOTS - BINS), (0, 0)))
+    shapes = [(batch, height, width, channels) for (height, _), width in zip(atlas.shapes, atlas.padded)]
+    maps = pl.pallas_call(
+        functools.partial(_kernel, atlas=atlas, block=block), grid=(batch, channels // block, groups),
+        out_shape=[jax.ShapeDtypeStruct(shape, dtype) for shape in shapes],
+        in_specs=[*scalar_specs(groups),
+                  pl.BlockSpec((GROUP, BINS, SLOTS, block), lambda b, c, g: (b * groups + g, 0, 0, c))],
+        out_specs=[pl.BlockSpec(memory_space=pl.ANY)] * len(shapes),
+        scratch_shapes=[pltpu.VMEM((atlas.height, atlas.width, block), jnp.float32),
+                        pltpu.VMEM((STAGED, max(atlas.padded), block), dtype), pltpu.SemaphoreType.DMA((STAGED,))],
+        compiler_params=pltpu.CompilerParams(vmem_limit_bytes=VMEM),
+        interpret=interpret, name="roi_align_tiles_backward",
+    )(*scalars, padded.reshape(-1, BINS, SLOTS, channels))
+    return [level[:, :, :width] for level, (_, width) in zip(maps, atlas.shapes)]
+
+
+def _kernel(ints, floats, gradient, *refs, atlas, block):
+    (*maps, sums, staged, semaphores), step = refs, pl.program_id(2)
+
+    @pl.when(step == 0)
+    def _():
+        fill_with_zeros(sums)
+
+    def add(k, _):
+        _add(read_item(ints, floats, k), gradient[k].reshape(BINS * SLOTS, block), sums)
+        return 0
+
+    jax.lax.fori_loop(0, GROUP, add, 0)
+
+    @pl.when(step == pl.num_programs(2) - 1)
+    def _():
+        for level, place in zip(level_slices(maps, block), atlas.places):
+            _send(sums, place, level, staged, semaphores)
+
+
+def _add(item, gradient, sums):
+    """Adds what an item with `gradient [56, block]` of its crop gives to the cells it reads."""
+    lane = jax.lax.broadcasted_iota(jnp.int32, (COLUMNS, BINS * SLOTS), 1)
+    row_bin, column_bin = (lane // SLOTS).astype(jnp.float32), (lane % SLOTS).astype(jnp.float32)
+    cell = jax.lax.broadcasted_iota(jnp.int32, lane.shape, 0).astype(jnp.float32)
+    exact = jax.lax.Precision.HIGHEST if gradient.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+
+    def strip(j, _):
+        _, x, _, atlas_x = item.place(0, j)
+        across = weight(column_bin, x.astype(jnp.float32) + cell, *item.columns)
+
+        def tile(i, _):
+            y, _, atlas_y, _ = item.place(i, j)
+            down = weight(row_bin[:ROWS], y.astype(jnp.float32) + cell[:ROWS], *item.rows)
+            weights = (down[:, None, :] * across[None]).reshape(ROWS * COLUMNS, BINS * SLOTS).astype(gradient.dtype)
+            here = pl.ds(atlas_y, ROWS), pl.ds(pl.multiple_of(atlas_x, ALIGN), COLUMNS), slice(None)
+            more = jnp.dot(weights, gradient, precision=exact, preferred_element_type=jnp.float32)
+            sums[here] += more.reshape(ROWS, COLUMNS, -1)
+            return 0
+
+        return jax.lax.fori_loop(0, item.row_tiles, tile, 0)
+
+    jax.lax.fori_loop(0, item.column_tiles, strip, 0)
+
+
+def _send(sums, place, level, staged, semaphores):
+    """Copies a level out of the atlas `sums`, row by row, in the gradient's dtype."""
+    height, width, _ = level.shape
+    copy = lambda row, slot: pltpu.make_async_copy(staged.at[slot, pl.ds(0, width), :], level.at[row], semaphores.at[slot])
+
+    def send(row, _):
+        slot = row % STAGED
+
+        @pl.when(row >= STAGED)
+        def _():
+            copy(row - STAGED, slot).wait()
+
+        staged[slot, :width] = sums[place[0] + row, place[1]:place[1] + width].astype(staged.dtype)
+        copy(row, slot).start()
+        return 0
+
+    jax.lax.fori_loop(0, height, send, 0)
+    for row in range(max(height - STAGED, 0), height):
+        copy(row, row % STAGED).wait()

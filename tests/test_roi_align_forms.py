@@ -1,0 +1,71 @@
+"""The kernels of RoIAlign for accelerators, interpreted on a CPU, give what products with whole maps give."""
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+
+from htd_jax.ops import roi_align
+from htd_jax.ops.tpu import roi_align as tpu, roi_align_backward as tpu_backward
+from htd_jax.ops.tpu.atlas import atlas_of, channels_at_once
+
+SHAPES = (24, 52), (12, 26), (6, 13), (3, 7)
+CHANNELS = 4
+RACES = pltpu.InterpretParams(detect_races=True)
+
+
+def boxes():
+    """Float32 `[2, 14, 4]` in an image of 96 x 208: small, large, huge, outside, without area, at the borders."""
+    rng = np.random.default_rng(0)
+    corner, size = rng.uniform(-0.1, 1, (8, 2)) * (208, 96), np.exp(rng.uniform(0, 5, (8, 2)))
+    special = [(0, 0, 0, 0), (40, 40, 20, 60), (-500, -500, -400, -400), (-1000, -900, 1200, 1000), (0, 0, 208, 96),
+               (190, 80, 230, 130)]
+    some = np.concatenate([np.concatenate([corner, corner + size], axis=1), special]).astype(np.float32)
+    return jnp.asarray(np.stack([some, some[::-1] + 3]))
+
+
+def draw(shape, dtype, seed):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape, np.float32)).astype(dtype)
+
+
+def problem(dtype, batch):
+    """Pyramid, rois, levels, active and a gradient of the crops."""
+    rois = boxes()[:batch]
+    levels = jnp.asarray(np.random.default_rng(1).integers(0, 4, rois.shape[:2]))
+    levels = levels.at[:, 8:].set(jnp.arange(6) % 2).at[:, 11].set(0)
+    pyramid = [draw((batch, *shape, CHANNELS), dtype, k) for k, shape in enumerate(SHAPES)]
+    gradient = draw((*levels.shape, 7, 7, CHANNELS), dtype, 9)
+    return pyramid, rois, levels, jnp.arange(rois.shape[1])[None] % 5 + 0 * levels > 0, gradient
+
+
+def whole_maps(pyramid, rois, levels, active):
+    """The crops in float32, as products with whole maps."""
+    crop = lambda features, rois, where, stride: roi_align._contract(features, *_weights(features, rois, where, stride))
+    parts = [jax.vmap(functools.partial(crop, stride=stride))(features.astype(jnp.float32), rois, active & (levels == k))
+             for k, (features, stride) in enumerate(zip(pyramid, roi_align.STRIDES))]
+    return sum(parts)
+
+
+def _weights(features, rois, where, stride):
+    corners = rois / stride - 0.5
+    wy = roi_align.axis_weights(corners[:, 1], corners[:, 3], features.shape[0])
+    return jnp.where(where[:, None, None], wy, 0), roi_align.axis_weights(corners[:, 0], corners[:, 2], features.shape[1])
+
+
+def check(actual, expected, dtype):
+    tolerance = {"float32": 1e-5, "bfloat16": 1e-2}[dtype]
+    rms = float(jnp.sqrt((expected**2).mean()))
+    np.testing.assert_allclose(np.asarray(actual, np.float32), expected, rtol=tolerance, atol=3 * tolerance * rms)
+
+
+@pytest.mark.parametrize("dtype, batch", [("float32", 2), ("bfloat16", 1)])
+def test_tpu_kernels(dtype, batch):
+    pyramid, *items, gradient = problem(dtype, batch)
+    atlas = atlas_of(SHAPES)
+    expected, transpose = jax.vjp(lambda pyramid: whole_maps(pyramid, *items), [p.astype(jnp.float32) for p in pyramid])
+    check(tpu.crops(pyramid, *items, atlas, CHANNELS, RACES), expected, dtype)
+    found = tpu_backward.gradients(gradient, *items, atlas, CHANNELS, RACES)
+    for actual, level in zip(found, transpose(gradient.astype(jnp.float32))[0]):
+        check(actual, level, dtype)
