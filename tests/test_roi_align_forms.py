@@ -8,11 +8,12 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from htd_jax.ops import roi_align
+from htd_jax.ops.gpu import roi_align as gpu, roi_align_backward as gpu_backward
 from htd_jax.ops.tpu import roi_align as tpu, roi_align_backward as tpu_backward
 from htd_jax.ops.tpu.atlas import atlas_of, channels_at_once
 
 SHAPES = (24, 52), (12, 26), (6, 13), (3, 7)
-CHANNELS = 4
+CHANNELS = 16
 RACES = pltpu.InterpretParams(detect_races=True)
 
 
@@ -60,12 +61,32 @@ def check(actual, expected, dtype):
     np.testing.assert_allclose(np.asarray(actual, np.float32), expected, rtol=tolerance, atol=3 * tolerance * rms)
 
 
-@pytest.mark.parametrize("dtype, batch", [("float32", 2), ("bfloat16", 1)])
-def test_tpu_kernels(dtype, batch):
+@functools.cache
+def expected(dtype, batch):
+    """Crops and gradients of the levels by `whole_maps`, in float32 throughout."""
     pyramid, *items, gradient = problem(dtype, batch)
-    atlas = atlas_of(SHAPES)
-    expected, transpose = jax.vjp(lambda pyramid: whole_maps(pyramid, *items), [p.astype(jnp.float32) for p in pyramid])
-    check(tpu.crops(pyramid, *items, atlas, CHANNELS, RACES), expected, dtype)
-    found = tpu_backward.gradients(gradient, *items, atlas, CHANNELS, RACES)
-    for actual, level in zip(found, transpose(gradient.astype(jnp.float32))[0]):
+    both = lambda pyramid, gradient: (lambda crops, transpose: (crops, transpose(gradient)[0]))(
+        *jax.vjp(lambda pyramid: whole_maps(pyramid, *items), pyramid))
+    return jax.jit(both)(*jax.tree.map(lambda x: x.astype(jnp.float32), (pyramid, gradient)))
+
+
+DTYPES = pytest.mark.parametrize("dtype, batch", [("float32", 2), ("bfloat16", 1)])
+
+
+def check_form(crops, gradients, dtype, batch):
+    pyramid, *items, gradient = problem(dtype, batch)
+    found = jax.jit(lambda pyramid, items, gradient: (crops(pyramid, *items), gradients(gradient, *items)))
+    for actual, level in zip(*map(jax.tree.leaves, (found(pyramid, items, gradient), expected(dtype, batch)))):
         check(actual, level, dtype)
+
+
+@DTYPES
+def test_tpu_kernels(dtype, batch):
+    fixed = dict(atlas=atlas_of(SHAPES), block=CHANNELS, interpret=RACES)
+    check_form(functools.partial(tpu.crops, **fixed), functools.partial(tpu_backward.gradients, **fixed), dtype, batch)
+
+
+@DTYPES
+def test_gpu_kernels(dtype, batch):
+    crops = functools.partial(gpu.crops, interpret=True)
+    check_form(crops, functools.partial(gpu_backward.gradients, shapes=SHAPES, interpret=True), dtype, batch)
