@@ -13,19 +13,16 @@ import time
 import jax
 import jax.numpy as jnp
 from absl import flags
-from flax import nnx
 from jax.experimental import topologies
 
-from htd_jax import cli
-from htd_jax.data.transforms import buckets
+from htd_jax import cli, mesh as mesh_lib
+from htd_jax.data.padding import buckets
 from htd_jax.errors import UserError
-from htd_jax.models.detection import detect
-from htd_jax.models.htd import build, trainable
-from htd_jax.models.training import losses
-from htd_jax.training import mesh as mesh_lib
+from htd_jax.models import functional
 from htd_jax.training.optimizer import sgd
 from htd_jax.training.schedule import learning_rate
-from htd_jax.training.step import init_state, make_step
+from htd_jax.training.state import init_state
+from htd_jax.training.step import make_step
 
 MEMORY = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}  # GiB a chip
 BOXES = 64  # ground-truth slots of an image
@@ -47,26 +44,20 @@ def compile_for(config, topology, what, shape):
 
 def lower_train(config, mesh, shape):
     """The training step that `train.py` runs, lowered for images of `shape` (h, w)."""
-    model = nnx.eval_shape(lambda: build(config.model, nnx.Rngs(0), jnp.dtype(config.dtype)))
-    graphdef, params, frozen = nnx.split(model, trainable(config.model), ...)
-    params, frozen = nnx.to_pure_dict(params), nnx.to_pure_dict(frozen)
+    functions = functional.functions(config)
     schedule = learning_rate(config, 1000)
     optimizer = sgd(config, schedule)
-
-    def loss_fn(params, frozen, batch, key):
-        return losses(nnx.merge(graphdef, params, frozen), batch, key, config)
-
-    step = make_step(loss_fn, optimizer, schedule, mesh, config)
-    state = jax.eval_shape(lambda p, f: init_state(p, f, optimizer, config.ema), params, frozen)
+    step = make_step(functions.loss, optimizer, schedule, mesh, config)
+    state = jax.eval_shape(lambda: init_state(*functions.init(), optimizer, config.ema))
     return step.lower(state, batch_of(config.batch_size, shape, BOXES))
 
 
 def lower_detect(config, mesh, shape):
     """The detection function that `eval.py` runs, lowered for images of `shape` (h, w)."""
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: build(config.model, nnx.Rngs(0), jnp.dtype(config.dtype))))
-    run = jax.jit(lambda state, batch: detect(nnx.merge(graphdef, state), batch, config),
-                  in_shardings=(mesh_lib.replicated(mesh), mesh_lib.split(mesh)), out_shardings=mesh_lib.split(mesh))
-    return run.lower(nnx.to_pure_dict(state), batch_of(config.test.batch_size, shape, 0))
+    functions = functional.functions(config)
+    run = jax.jit(functions.detect, in_shardings=(mesh_lib.replicated(mesh), mesh_lib.split(mesh)),
+                  out_shardings=mesh_lib.split(mesh))
+    return run.lower(jax.eval_shape(functions.init), batch_of(config.test.batch_size, shape, 0))
 
 
 def batch_of(count, shape, boxes):

@@ -6,18 +6,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-
-from htd_jax.config import default_config
-from htd_jax.models import training
-from htd_jax.models.detection import detect
-from htd_jax.models.htd import build, trainable
-from htd_jax.models.resnet import ResNet
-from htd_jax.models.training import losses
-from htd_jax.training import model as training_model
-from htd_jax.weights import loading
 from original import reference
 from original.figures import match
 from original.train import observe
+
+from htd_jax.config import default_config
+from htd_jax.models import functional, training
+from htd_jax.models.detect import detect
+from htd_jax.models.htd import build, trainable
+from htd_jax.models.losses import losses
+from htd_jax.models.resnet import ResNet
+from htd_jax.weights import loading
 
 SHAPE, CLASSES, PROPOSALS = (64, 96), 3, 50
 LOSSES = {"loss_rpn_cls", "loss_rpn_bbox", "loss_global", "s0.loss_cls", "s0.acc", "s0.loss_bbox",
@@ -63,7 +62,7 @@ def batch(counts, slots=8, seed=0):
 @functools.cache
 def gradients_from_proposals():
     """Jitted: params, frozen, batch, key, (boxes, valid) -> ((total, (logs, seen)), gradients)."""
-    return jit(jax.value_and_grad(observe(training_model.functions(settings()).loss), has_aux=True))
+    return jit(jax.value_and_grad(observe(functional.functions(settings()).loss), has_aux=True))
 
 
 @functools.cache

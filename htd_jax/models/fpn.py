@@ -3,7 +3,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from htd_jax.models.layers import clear_padding, conv
-from htd_jax.ops.roi_align import STRIDES
+from htd_jax.ops.pyramid import STRIDES
 
 
 class FPN(nnx.Module):
