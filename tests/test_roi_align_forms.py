@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from htd_jax.ops import roi_align
+from htd_jax.ops import crop_products, pyramid as pyramid_lib, roi_align
 from htd_jax.ops.gpu import roi_align as gpu, roi_align_backward as gpu_backward
 from htd_jax.ops.tpu import roi_align as tpu, roi_align_backward as tpu_backward
-from htd_jax.ops.tpu.atlas import atlas_of, channels_at_once
 
 SHAPES = (24, 52), (12, 26), (6, 13), (3, 7)
 CHANNELS = 16
@@ -32,27 +31,24 @@ def draw(shape, dtype, seed):
 
 
 def problem(dtype, batch):
-    """Pyramid, rois, levels, active and a gradient of the crops."""
+    """Pyramid, corners in cells, levels, active and a gradient of the crops."""
     rois = boxes()[:batch]
     levels = jnp.asarray(np.random.default_rng(1).integers(0, 4, rois.shape[:2]))
     levels = levels.at[:, 8:].set(jnp.arange(6) % 2).at[:, 11].set(0)
     pyramid = [draw((batch, *shape, CHANNELS), dtype, k) for k, shape in enumerate(SHAPES)]
     gradient = draw((*levels.shape, 7, 7, CHANNELS), dtype, 9)
-    return pyramid, rois, levels, jnp.arange(rois.shape[1])[None] % 5 + 0 * levels > 0, gradient
+    corners = rois / jnp.asarray(pyramid_lib.STRIDES)[levels][..., None] - 0.5
+    return pyramid, corners, levels, jnp.arange(rois.shape[1])[None] % 5 + 0 * levels > 0, gradient
 
 
-def whole_maps(pyramid, rois, levels, active):
+def whole_maps(pyramid, corners, levels, active):
     """The crops in float32, as products with whole maps."""
-    crop = lambda features, rois, where, stride: roi_align._contract(features, *_weights(features, rois, where, stride))
-    parts = [jax.vmap(functools.partial(crop, stride=stride))(features.astype(jnp.float32), rois, active & (levels == k))
-             for k, (features, stride) in enumerate(zip(pyramid, roi_align.STRIDES))]
-    return sum(parts)
+    def one(features, corners, where):
+        wy = roi_align.axis_weights(corners[:, 1], corners[:, 3], features.shape[0])
+        wx = roi_align.axis_weights(corners[:, 0], corners[:, 2], features.shape[1])
+        return crop_products.contract(features, jnp.where(where[:, None, None], wy, 0), wx)
 
-
-def _weights(features, rois, where, stride):
-    corners = rois / stride - 0.5
-    wy = roi_align.axis_weights(corners[:, 1], corners[:, 3], features.shape[0])
-    return jnp.where(where[:, None, None], wy, 0), roi_align.axis_weights(corners[:, 0], corners[:, 2], features.shape[1])
+    return sum(jax.vmap(one)(features, corners, active & (levels == k)) for k, features in enumerate(pyramid))
 
 
 def check(actual, expected, dtype):
@@ -82,8 +78,8 @@ def check_form(crops, gradients, dtype, batch):
 
 @DTYPES
 def test_tpu_kernels(dtype, batch):
-    fixed = dict(atlas=atlas_of(SHAPES), block=CHANNELS, interpret=RACES)
-    check_form(functools.partial(tpu.crops, **fixed), functools.partial(tpu_backward.gradients, **fixed), dtype, batch)
+    crops = functools.partial(tpu.crops, interpret=RACES)
+    check_form(crops, functools.partial(tpu_backward.gradients, shapes=SHAPES, interpret=RACES), dtype, batch)
 
 
 @DTYPES

@@ -44,10 +44,11 @@ def exact_ceil(value, divisor):
     return n - (value <= (n - 1) * divisor) + (value > n * divisor)
 
 
-def roi_align(features, rois, stride, where=None):
+def roi_align(features, rois, stride, where=None, form="auto"):
     """Crops `[N, 7, 7, C]` of `features [H, W, C]` at `rois [N, 4]` (pixels), a level of `stride` pixels a cell.
 
-    `where` bool [N]: the other crops are 0. Same dtype as the features; weights are computed in float32.
+    `where` bool [N]: the other crops are 0. Same dtype as the features; weights are computed in float32. `form`:
+    'auto', the device's best, or 'products'.
     """
     height, width, _ = features.shape
     corners = jax.lax.stop_gradient(rois) / stride - 0.5
@@ -56,22 +57,23 @@ def roi_align(features, rois, stride, where=None):
     # A RoI without area in one axis pools to 0 because that axis's weights are 0.
     if where is not None:
         wy = jnp.where(where[:, None, None], wy, 0)
-    return _crops(features, wy.astype(features.dtype), wx.astype(features.dtype))
+    crops = {"auto": _crops, "products": _products}[form]
+    return crops(features, wy.astype(features.dtype), wx.astype(features.dtype))
 
 
-@jax.custom_vjp
-def _crops(features, wy, wx):
-    """Crops `[N, 7, 7, C]` from the weights `[N, 7, H]` and `[N, 7, W]` of the axes, in the device's best form."""
-    return jax.lax.platform_dependent(features, wy, wx, cpu=cpu.by_windows, default=products.by_products)
+def _linear(forward, backward):
+    """`forward(features, wy, wx)` with `backward(gradient, wy, wx)` as the gradient of the features; weights have none."""
+    crops = jax.custom_vjp(forward)
+    crops.defvjp(lambda features, wy, wx: (crops(features, wy, wx), (wy, wx)),
+                 lambda weights, gradient: (backward(gradient, *weights), None, None))
+    return crops
 
 
-def _crops_forward(features, wy, wx):
-    return _crops(features, wy, wx), (wy, wx)
+def _on_device(cpu_form, form):
+    return lambda *arrays: jax.lax.platform_dependent(*arrays, cpu=cpu_form, default=form)
 
 
-def _crops_backward(weights, gradient):
-    """The gradient of the features; the weights have none."""
-    return jax.lax.platform_dependent(gradient, *weights, cpu=cpu.windows_backward, default=products.products_backward), None, None
-
-
-_crops.defvjp(_crops_forward, _crops_backward)
+# Crops `[N, 7, 7, C]` from the weights `[N, 7, H]` and `[N, 7, W]` of the axes.
+_crops = _linear(_on_device(cpu.by_windows, products.by_products),
+                 _on_device(cpu.windows_backward, products.products_backward))
+_products = _linear(products.by_products, products.products_backward)

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from htd_jax.ops.roi_align import BINS, STRIDES, exact_ceil
+from htd_jax.ops.crop_products import BINS
+from htd_jax.ops.roi_align import exact_ceil
 
 
 class Axis(NamedTuple):
@@ -29,15 +30,21 @@ class Axis(NamedTuple):
     cells: jax.Array
 
 
-def axes_of(rois: Float[Array, "*items 4"], levels: Int[Array, "*items"], active: Bool[Array, "*items"],
+def axes_of(corners: Float[Array, "*items 4"], levels: Int[Array, "*items"], active: Bool[Array, "*items"],
             shapes) -> tuple[Axis, Axis]:
-    """The rows' and the columns' `Axis` of `rois` (pixels) on `levels` of `shapes` (h, w); no cells where not `active`."""
-    of_level = lambda values: sum(jnp.where(levels == k, value, 0) for k, value in enumerate(values))
-    corners = jax.lax.stop_gradient(rois) / of_level(map(float, STRIDES[:len(shapes)]))[..., None] - 0.5
-    height, width = (of_level([shape[axis] for shape in shapes]) for axis in (0, 1))
+    """The rows' and the columns' `Axis` of items: `corners` (x1, y1, x2, y2) in cells of `levels` of `shapes` (h, w).
+
+    Cell 0's centre is at 0. Items that are not `active` use no cells.
+    """
+    height, width = (of_level([shape[axis] for shape in shapes], levels) for axis in (0, 1))
     rows, columns = (_axis(corners[..., axis], corners[..., axis + 2], cells) for axis, cells in ((1, height), (0, width)))
     here = active & (rows.used > 0) & (columns.used > 0)
     return tuple(axis._replace(used=jnp.where(here, axis.used, 0)) for axis in (rows, columns))
+
+
+def of_level(values, levels):
+    """`values[level]` for each of `levels`, as a sum of selections: a gather of scalars costs more."""
+    return sum(jnp.where(levels == k, value, 0) for k, value in enumerate(values))
 
 
 def _axis(start, end, cells):

@@ -10,14 +10,21 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
+from htd_jax.ops.crop_products import BINS
 from htd_jax.ops.gpu import tiles
 from htd_jax.ops.gpu.tiles import COLUMNS, ROWS, SLOTS
-from htd_jax.ops.roi_align import BINS
 
 
-def crops(pyramid, rois, levels, active, interpret=False):
-    """Crops `[B, N, 7, 7, C]` of `rois [B, N, 4]` on `levels [B, N]` of `pyramid` (each `[B, H, W, C]`), 0 where not
-    `active [B, N]`."""
+def fits(channels):
+    """Whether the kernels can work on so many channels."""
+    return tiles.channels_at_once(channels) >= 16  # of a matrix product's operand, at least
+
+
+def crops(pyramid, corners, levels, active, interpret=False):
+    """Crops `[B, N, 7, 7, C]` at `corners [B, N, 4]` (in cells) on `levels [B, N]` of `pyramid` (each `[B, H, W, C]`).
+
+    Those that are not `active [B, N]` are 0. `interpret`: run on any device, slowly.
+    """
     (batch, count), channels = levels.shape, pyramid[0].shape[-1]
     shapes, block = tuple(level.shape[1:3] for level in pyramid), tiles.channels_at_once(channels)
     whole = [pl.BlockSpec(memory_space=pl.ANY)]
@@ -26,7 +33,7 @@ def crops(pyramid, rois, levels, active, interpret=False):
         out_shape=jax.ShapeDtypeStruct((batch * count * BINS**2, channels), pyramid[0].dtype),
         in_specs=whole * (2 + len(shapes)), out_specs=whole[0], interpret=interpret, name="roi_align_tiles",
         compiler_params=plt.CompilerParams(num_warps=4, num_stages=2),
-    )(*tiles.scalars_of(rois, levels, active, shapes), *[level.reshape(-1, channels) for level in pyramid])
+    )(*tiles.scalars_of(corners, levels, active, shapes), *[level.reshape(-1, channels) for level in pyramid])
     return out.reshape(batch, count, BINS, BINS, channels)
 
 

@@ -16,10 +16,10 @@ from htd_jax.ops.gpu.tiles import COLUMNS, ROWS, SLOTS
 BITS = 32
 
 
-def gradients(gradient, rois, levels, active, shapes, interpret=False):
+def gradients(gradient, corners, levels, active, shapes, interpret=False):
     """Gradients of the levels of `shapes` (h, w), each `[B, H, W, C]`, from that of the crops, `[B, N, 7, 7, C]`."""
     channels = gradient.shape[-1]
-    ints, floats = tiles.scalars_of(rois, levels, active, shapes)
+    ints, floats = tiles.scalars_of(corners, levels, active, shapes)
     rows = gradient.reshape(-1, channels)
     return [_of_level(rows, ints, floats, k, shape, levels.shape, interpret) for k, shape in enumerate(shapes)]
 

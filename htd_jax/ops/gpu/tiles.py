@@ -2,7 +2,7 @@
 import jax
 import jax.numpy as jnp
 
-from htd_jax.ops.roi_align import BINS
+from htd_jax.ops.crop_products import BINS
 from htd_jax.ops.windows import axes_of, weight
 
 ROWS, COLUMNS = 8, 16  # cells of a tile
@@ -11,9 +11,9 @@ CHANNELS = 128  # of a program, at most
 INTS, FLOATS = 8, 8
 
 
-def scalars_of(rois, levels, active, shapes):
+def scalars_of(corners, levels, active, shapes):
     """Int32 `[B * N, 8]`: level, first row, rows, first column, columns; float32 `[B * N, 8]`: the axes' samples."""
-    rows, columns = axes_of(rois, levels, active, shapes)
+    rows, columns = axes_of(corners, levels, active, shapes)
     zero = jnp.zeros_like(rows.first)
     ints = levels, rows.first, rows.used, columns.first, columns.used, zero, zero, zero
     floats = [value for axis in (rows, columns) for value in (axis.start, axis.bin_size, axis.step, axis.count)]

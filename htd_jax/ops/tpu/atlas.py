@@ -3,13 +3,11 @@
 P2 lies on top; P3, P4 and P5 lie side by side below it, which takes little more than P2's width. So one code pools from
 any level: a level is but an offset.
 """
-import functools
 from typing import NamedTuple
 
 import jax.numpy as jnp
-import jax
 
-from htd_jax.ops.windows import axes_of
+from htd_jax.ops.windows import axes_of, of_level
 
 ROWS, COLUMNS = 8, 32  # cells of a tile
 ALIGN = 16  # columns begin at a multiple of it: what a tile of bfloat16 vectors takes
@@ -54,13 +52,13 @@ def channels_at_once(atlas, channels, dtype, budget):
     return next((block for block in blocks if cells * round_up(block, LANES) <= budget), 0)
 
 
-def scalars_of(rois, levels, active, atlas):
+def scalars_of(corners, levels, active, atlas):
     """Int32 `[B * N * 8]` and float32 `[B * N * 8]`: what a kernel must know of each item, N a multiple of `GROUP`."""
-    rows, columns = axes_of(rois, levels, active, atlas.shapes)
+    rows, columns = axes_of(corners, levels, active, atlas.shapes)
     left = columns.first - columns.first % ALIGN
     row_tiles = -(-rows.used // ROWS)
     column_tiles = jnp.where(columns.used > 0, -(-(columns.first + columns.used - left) // COLUMNS), 0)
-    offset = lambda axis: sum(jnp.where(levels == k, place[axis], 0) for k, place in enumerate(atlas.places))
+    offset = lambda axis: of_level([place[axis] for place in atlas.places], levels)
     ints = rows.first, row_tiles, left, column_tiles, offset(0), offset(1), rows.cells, columns.cells
     floats = [value for axis in (rows, columns) for value in (axis.start, axis.bin_size, axis.step, axis.count)]
     flat = lambda values, dtype: jnp.stack([jnp.asarray(v, dtype) for v in values], axis=-1).reshape(-1)

@@ -11,20 +11,48 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from htd_jax.ops.roi_align import BINS
-from htd_jax.ops.tpu.atlas import ALIGN, COLUMNS, FLOATS, GROUP, INTS, ROWS, read_item, scalars_of
+from htd_jax.ops.crop_products import BINS
+from htd_jax.ops.tpu.atlas import (
+    ALIGN, COLUMNS, FLOATS, GROUP, INTS, ROWS, atlas_of, channels_at_once, read_item, scalars_of)
 from htd_jax.ops.windows import weight
 
 SLOTS = 8  # of a row of 7 bins, so that it fills a tile of vectors
-VMEM = 120 * 2**20
+VECTOR_MEMORY = 128 * 2**20  # bytes, of v5e and v6e: assumed where no TPU is there to ask
+RESERVE = 10 * 2**20  # of it for what is not the atlas
 
 
-def crops(pyramid, rois, levels, active, atlas, block, interpret=False):
-    """Crops `[B, N, 7, 7, C]` of `rois [B, N, 4]` on `levels [B, N]` of `pyramid` (each `[B, H, W, C]`), 0 where not
-    `active [B, N]`; `block` channels at a time."""
-    batch, count = levels.shape
-    channels, dtype = pyramid[0].shape[-1], pyramid[0].dtype
-    scalars = scalars_of(*filled_up(rois, levels, active), atlas)
+def fits(shapes, channels, dtype):
+    """Whether levels of `shapes` (h, w) fit into the vector memory, and their sums in float32 too."""
+    return all(block_of(atlas_of(shapes), channels, kind) for kind in (dtype, jnp.float32))
+
+
+def block_of(atlas, channels, dtype):
+    """Channels whose `atlas` is in vector memory at once; 0 if no number fits."""
+    return channels_at_once(atlas, channels, dtype, _vector_memory() - 2 * RESERVE)
+
+
+def _vector_memory():
+    try:
+        return pltpu.get_tpu_info().vmem_capacity_bytes
+    except ValueError:  # the program is traced where no TPU is
+        return VECTOR_MEMORY
+
+
+def compiler_options(interpret):
+    """Arguments of `pallas_call`; `interpret` may be `pltpu.InterpretParams`."""
+    return dict(compiler_params=pltpu.CompilerParams(vmem_limit_bytes=_vector_memory() - RESERVE),
+                interpret=pltpu.InterpretParams() if interpret is True else interpret)
+
+
+def crops(pyramid, corners, levels, active, interpret=False):
+    """Crops `[B, N, 7, 7, C]` at `corners [B, N, 4]` (in cells) on `levels [B, N]` of `pyramid` (each `[B, H, W, C]`).
+
+    Those that are not `active [B, N]` are 0. `interpret`: run on any device, slowly.
+    """
+    (batch, count), channels, dtype = levels.shape, pyramid[0].shape[-1], pyramid[0].dtype
+    atlas = atlas_of([level.shape[1:3] for level in pyramid])
+    block = block_of(atlas, channels, dtype)
+    scalars = scalars_of(*filled_up(corners, levels, active), atlas)
     groups = -(-count // GROUP)
     kernel = functools.partial(_kernel, atlas=atlas, block=block)
     out = pl.pallas_call(
@@ -34,15 +62,14 @@ def crops(pyramid, rois, levels, active, atlas, block, interpret=False):
         out_specs=pl.BlockSpec((GROUP, BINS, SLOTS, block), lambda b, c, g: (b * groups + g, 0, 0, c)),
         scratch_shapes=[pltpu.VMEM((atlas.height, atlas.width, block), dtype),
                         pltpu.SemaphoreType.DMA((len(pyramid),))],
-        compiler_params=pltpu.CompilerParams(vmem_limit_bytes=VMEM),
-        interpret=interpret, name="roi_align_tiles")(*scalars, *widened(pyramid, atlas))
+        name="roi_align_tiles", **compiler_options(interpret))(*scalars, *widened(pyramid, atlas))
     return out.reshape(batch, groups * GROUP, BINS, SLOTS, channels)[:, :count, :, :BINS]
 
 
-def filled_up(rois, levels, active):
+def filled_up(corners, levels, active):
     """The items with more that are not active, up to whole groups."""
-    more = (0, 0), (0, -rois.shape[1] % GROUP)
-    return jnp.pad(rois, (*more, (0, 0))), jnp.pad(levels, more), jnp.pad(active, more)
+    more = (0, 0), (0, -levels.shape[1] % GROUP)
+    return jnp.pad(corners, (*more, (0, 0))), jnp.pad(levels, more), jnp.pad(active, more)
 
 
 def scalar_specs(groups):

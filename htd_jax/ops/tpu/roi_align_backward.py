@@ -10,31 +10,33 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from htd_jax.ops.roi_align import BINS
-from htd_jax.ops.tpu.atlas import ALIGN, COLUMNS, GROUP, ROWS, read_item, scalars_of
-from htd_jax.ops.tpu.roi_align import SLOTS, VMEM, fill_with_zeros, filled_up, level_slices, scalar_specs
+from htd_jax.ops.crop_products import BINS
+from htd_jax.ops.tpu.atlas import ALIGN, COLUMNS, GROUP, ROWS, atlas_of, read_item, scalars_of
+from htd_jax.ops.tpu.roi_align import (
+    SLOTS, block_of, compiler_options, fill_with_zeros, filled_up, level_slices, scalar_specs)
 from htd_jax.ops.windows import weight
 
 STAGED = 2  # rows on their way out
 
 
-def gradients(gradient, rois, levels, active, atlas, block, interpret=False):
-    """Gradients of the levels, each `[B, H, W, C]`, from that of the crops, `[B, N, 7, 7, C]`; see `crops`."""
+def gradients(gradient, corners, levels, active, shapes, interpret=False):
+    """Gradients of the levels, each `[B, H, W, C]`, from that of the crops, `[B, N, 7, 7, C]`."""
     (batch, count), (channels, dtype) = levels.shape, (gradient.shape[-1], gradient.dtype)
-    scalars = scalars_of(*filled_up(rois, levels, active), atlas)
+    atlas = atlas_of(shapes)
+    block = block_of(atlas, channels, jnp.float32)
+    scalars = scalars_of(*filled_up(corners, levels, active), atlas)
     groups = -(-count // GROUP)
     padded = jnp.pad(gradient, ((0, 0), (0, groups * GROUP - count), (0, 0), (0, SLOTS - BINS), (0, 0)))
-    shapes = [(batch, height, width, channels) for (height, _), width in zip(atlas.shapes, atlas.padded)]
+    widened = [(batch, height, width, channels) for (height, _), width in zip(shapes, atlas.padded)]
     maps = pl.pallas_call(
         functools.partial(_kernel, atlas=atlas, block=block), grid=(batch, channels // block, groups),
-        out_shape=[jax.ShapeDtypeStruct(shape, dtype) for shape in shapes],
+        out_shape=[jax.ShapeDtypeStruct(shape, dtype) for shape in widened],
         in_specs=[*scalar_specs(groups),
                   pl.BlockSpec((GROUP, BINS, SLOTS, block), lambda b, c, g: (b * groups + g, 0, 0, c))],
         out_specs=[pl.BlockSpec(memory_space=pl.ANY)] * len(shapes),
         scratch_shapes=[pltpu.VMEM((atlas.height, atlas.width, block), jnp.float32),
                         pltpu.VMEM((STAGED, max(atlas.padded), block), dtype), pltpu.SemaphoreType.DMA((STAGED,))],
-        compiler_params=pltpu.CompilerParams(vmem_limit_bytes=VMEM),
-        interpret=interpret, name="roi_align_tiles_backward",
+        name="roi_align_tiles_backward", **compiler_options(interpret),
     )(*scalars, padded.reshape(-1, BINS, SLOTS, channels))
     return [level[:, :, :width] for level, (_, width) in zip(maps, atlas.shapes)]
 
