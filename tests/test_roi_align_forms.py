@@ -66,6 +66,29 @@ def expected(dtype, batch):
     return jax.jit(both)(*jax.tree.map(lambda x: x.astype(jnp.float32), (pyramid, gradient)))
 
 
+@pytest.mark.parametrize("form", ["tpu", "gpu"])
+def test_crops_of_a_pyramid(form):
+    """All three kinds of crops, for a batch, with their gradients: a form's own is that of products."""
+    pyramid, rois = problem("float32", 2)[0], boxes()
+    where = jnp.arange(10).reshape(2, 5) % 3 > 0
+
+    def crops(form):
+        def one(pyramid, rois, where):
+            own = pyramid_lib.crop_own_level(pyramid, rois, form)
+            return own, pyramid_lib.crop_all_levels(pyramid, rois[:3], own[:3], form), \
+                pyramid_lib.crop_own_and_all_levels(pyramid, rois, where, form)
+        return lambda pyramid: jax.vmap(one)(pyramid, rois, where)
+
+    def crops_and_gradients(form):
+        loss = lambda found: sum((x * draw(x.shape, x.dtype, k)).sum() for k, x in enumerate(jax.tree.leaves(found)))
+        both = jax.value_and_grad(lambda pyramid: (lambda found: (loss(found), found))(crops(form)(pyramid)), has_aux=True)
+        (_, found), gradients = jax.jit(both)(pyramid)
+        return jax.tree.leaves((found, gradients))
+
+    for actual, expected in zip(crops_and_gradients(form), crops_and_gradients("products"), strict=True):
+        check(actual, expected, "float32")
+
+
 DTYPES = pytest.mark.parametrize("dtype, batch", [("float32", 2), ("bfloat16", 1)])
 
 

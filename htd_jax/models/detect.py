@@ -112,9 +112,9 @@ def _detect_one(model, views, proposals, valid, config):
 def classify(model, view, rois, valid):
     """Averaged logits of both stages `[N, classes + 1]` of `rois [N, 4]`, stage 1's RoIs and their own levels' crops."""
     context = view.context[None]
-    logits0, deltas = model.stage0(crop_own_level(view.pyramid, rois)[None], context)
+    logits0, deltas = model.stage0(crop_own_level(view.pyramid, rois, model.roi_align)[None], context)
     refined = decode(rois, deltas[0], stage0.STDS, view.size)
-    own = crop_own_level(view.pyramid, refined)
+    own = crop_own_level(view.pyramid, refined, model.roi_align)
     logits1 = model.pgraph(own[None], context, refined[None], valid[None], model.stage0.fc_cls)
     return (logits0[0] + logits1[0]) / 2, refined, own
 
@@ -133,7 +133,7 @@ def regress(model, view, rois, own, needed):
 
     def advance(step, deltas):
         index = jax.lax.dynamic_slice(order, (step * chunk,), (chunk,))
-        crops = crop_all_levels(view.pyramid, rois[index], own[index])
+        crops = crop_all_levels(view.pyramid, rois[index], own[index], model.roi_align)
         return deltas.at[index].set(model.ba(crops, own[index], context, prepared))
 
     chunks = (needed.sum() + chunk - 1) // chunk

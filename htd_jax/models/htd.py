@@ -32,6 +32,7 @@ class HTD(nnx.Module):
         self.pgraph = PGraph(channels, settings.fc_channels, classes, **make)
         self.ba = BA(channels, settings.ba_channels, settings.ba_out_channels, settings.ba_groups, **make)
         self.num_classes = classes
+        self.roi_align = settings.roi_align  # the form of RoIAlign, of `pyramid.FORMS`
 
     def features(self, images, padded, remat=False):
         """P2..P6 `[B, H/s, W/s, C]` (s = 4..64) of normalised images `[B, H, W, 3]`.

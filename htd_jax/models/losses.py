@@ -48,7 +48,8 @@ def roi_losses(model, pyramid, proposals, valid, size, padded, truth, key, confi
     sampler = functools.partial(sample_rois, truth=truth, num_classes=model.num_classes, config=config)
 
     rois = sampler(proposals, valid, STAGE_THRESHOLDS[0], stage0.STDS, key=stage_keys[0])
-    logits, deltas = model.stage0(jax.vmap(crop_own_level)(pyramid, rois.boxes), context)
+    crop = functools.partial(crop_own_level, form=model.roi_align)
+    logits, deltas = model.stage0(jax.vmap(crop)(pyramid, rois.boxes), context)
     logs |= stage_losses("s0", logits, deltas, rois, STAGE_WEIGHTS[0])
 
     proposals, valid = jax.vmap(refined_proposals, in_axes=(0, 0, None, 0))(rois, deltas, stage0.STDS, size)
@@ -69,7 +70,8 @@ def sample_rois(proposals, valid, threshold, stds, *, truth, num_classes, config
 def stage1(model, pyramid, context, rois, count):
     """Stage 1's logits `[B, K, classes + 1]`, and deltas `[B, P, 4]` of the first P slots, which hold all positives."""
     positive = rois.positive[:, :int(count * MAX_ROI_POSITIVES)]
-    crops, all_levels = jax.vmap(crop_own_and_all_levels)(pyramid, rois.boxes, positive)
+    crop = functools.partial(crop_own_and_all_levels, form=model.roi_align)
+    crops, all_levels = jax.vmap(crop)(pyramid, rois.boxes, positive)
     logits = model.pgraph(crops, context, rois.boxes, rois.valid, model.stage0.fc_cls)
     return logits, regress_positives(model.ba, all_levels, crops[:, :positive.shape[1]], context, positive)
 

@@ -85,7 +85,7 @@ def _of_batch(function, interpret):
 
 def _split_by_images(function):
     """`function` on several devices: each takes its own images. All arrays have the images first."""
-    by_device = custom_partitioning(function)
+    by_device = custom_partitioning(lambda *arguments: function(*arguments))
 
     def rows_of(mesh, arguments):
         axes = [x.sharding.spec[0] for x in jax.tree.leaves(arguments) if x.sharding is not None and x.sharding.spec]

@@ -38,10 +38,8 @@ def _vector_memory():
         return VECTOR_MEMORY
 
 
-def compiler_options(interpret):
-    """Arguments of `pallas_call`; `interpret` may be `pltpu.InterpretParams`."""
-    return dict(compiler_params=pltpu.CompilerParams(vmem_limit_bytes=_vector_memory() - RESERVE),
-                interpret=pltpu.InterpretParams() if interpret is True else interpret)
+def compiler_options():
+    return pltpu.CompilerParams(vmem_limit_bytes=_vector_memory() - RESERVE)
 
 
 def crops(pyramid, corners, levels, active, interpret=False):
@@ -62,7 +60,7 @@ def crops(pyramid, corners, levels, active, interpret=False):
         out_specs=pl.BlockSpec((GROUP, BINS, SLOTS, block), lambda b, c, g: (b * groups + g, 0, 0, c)),
         scratch_shapes=[pltpu.VMEM((atlas.height, atlas.width, block), dtype),
                         pltpu.SemaphoreType.DMA((len(pyramid),))],
-        name="roi_align_tiles", **compiler_options(interpret))(*scalars, *widened(pyramid, atlas))
+        compiler_params=compiler_options(), interpret=interpret, name="roi_align_tiles")(*scalars, *widened(pyramid, atlas))
     return out.reshape(batch, groups * GROUP, BINS, SLOTS, channels)[:, :count, :, :BINS]
 
 
@@ -85,16 +83,16 @@ def widened(pyramid, atlas):
 
 def _kernel(ints, floats, *refs, atlas, block):
     """A grid step: the items of a group of one image, `block` channels of them."""
-    (*maps, out, held, semaphores), step = refs, pl.program_id(2)
+    (*maps, out, held, semaphores), (image, part, step) = refs, map(pl.program_id, range(3))
 
-    @pl.when((pl.program_id(0) == 0) & (pl.program_id(1) == 0) & (step == 0))
+    @pl.when((image == 0) & (part == 0) & (step == 0))
     def _():  # what no level covers is read with weight 0 and must not be nan
         fill_with_zeros(held)
 
     @pl.when(step == 0)
     def _():
         copies = [pltpu.make_async_copy(source, target, semaphores.at[k])
-                  for k, (source, target) in enumerate(zip(level_slices(maps, block), atlas_slices(held, maps, atlas)))]
+                  for k, (source, target) in enumerate(zip(level_slices(maps, image, part, block), atlas_slices(held, maps, atlas)))]
         for copy in copies:
             copy.start()
         for copy in copies:
@@ -115,9 +113,9 @@ def fill_with_zeros(ref):
     jax.lax.fori_loop(0, ref.shape[0], clear, 0)
 
 
-def level_slices(maps, block):
-    """This grid step's image and channels of each level."""
-    image, channels = pl.program_id(0), pl.ds(pl.program_id(1) * block, block)
+def level_slices(maps, image, part, block):
+    """Of each level an image and the channels of a part."""
+    channels = pl.ds(part * block, block)
     return [level.at[image] if level.shape[-1] == block else level.at[image, :, :, channels] for level in maps]
 
 

@@ -29,20 +29,20 @@ def gradients(gradient, corners, levels, active, shapes, interpret=False):
     padded = jnp.pad(gradient, ((0, 0), (0, groups * GROUP - count), (0, 0), (0, SLOTS - BINS), (0, 0)))
     widened = [(batch, height, width, channels) for (height, _), width in zip(shapes, atlas.padded)]
     maps = pl.pallas_call(
-        functools.partial(_kernel, atlas=atlas, block=block), grid=(batch, channels // block, groups),
+        functools.partial(_kernel, atlas=atlas, block=block, last=groups - 1), grid=(batch, channels // block, groups),
         out_shape=[jax.ShapeDtypeStruct(shape, dtype) for shape in widened],
         in_specs=[*scalar_specs(groups),
                   pl.BlockSpec((GROUP, BINS, SLOTS, block), lambda b, c, g: (b * groups + g, 0, 0, c))],
         out_specs=[pl.BlockSpec(memory_space=pl.ANY)] * len(shapes),
         scratch_shapes=[pltpu.VMEM((atlas.height, atlas.width, block), jnp.float32),
                         pltpu.VMEM((STAGED, max(atlas.padded), block), dtype), pltpu.SemaphoreType.DMA((STAGED,))],
-        name="roi_align_tiles_backward", **compiler_options(interpret),
+        compiler_params=compiler_options(), interpret=interpret, name="roi_align_tiles_backward",
     )(*scalars, padded.reshape(-1, BINS, SLOTS, channels))
     return [level[:, :, :width] for level, (_, width) in zip(maps, atlas.shapes)]
 
 
-def _kernel(ints, floats, gradient, *refs, atlas, block):
-    (*maps, sums, staged, semaphores), step = refs, pl.program_id(2)
+def _kernel(ints, floats, gradient, *refs, atlas, block, last):
+    (*maps, sums, staged, semaphores), (image, part, step) = refs, map(pl.program_id, range(3))
 
     @pl.when(step == 0)
     def _():
@@ -54,9 +54,9 @@ def _kernel(ints, floats, gradient, *refs, atlas, block):
 
     jax.lax.fori_loop(0, GROUP, add, 0)
 
-    @pl.when(step == pl.num_programs(2) - 1)
+    @pl.when(step == last)
     def _():
-        for level, place in zip(level_slices(maps, block), atlas.places):
+        for level, place in zip(level_slices(maps, image, part, block), atlas.places):
             _send(sums, place, level, staged, semaphores)
 
 
