@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from htd_jax.ops.gpu import roi_align as gpu, roi_align_backward as gpu_backward
 from htd_jax.ops.tpu import roi_align as tpu, roi_align_backward as tpu_backward
@@ -51,7 +50,7 @@ def crops_by_tiles(pyramid, corners, levels, active, device, interpret=False):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _crops(kernels, pyramid, *items):
-    return _of_batch(kernels.crops, kernels.interpret)(pyramid, *items)
+    return _of_batch(kernels.crops)(pyramid, *items)
 
 
 def _crops_forward(kernels, pyramid, *items):
@@ -59,15 +58,14 @@ def _crops_forward(kernels, pyramid, *items):
 
 
 def _crops_backward(kernels, items, gradient):
-    return _of_batch(kernels.gradients, kernels.interpret)(gradient, *items), None, None, None
+    return [*_of_batch(kernels.gradients)(gradient, *items)], None, None, None
 
 
 _crops.defvjp(_crops_forward, _crops_backward)
 
 
-def _of_batch(function, interpret):
+def _of_batch(function):
     """`function` of arrays of a batch as one of an image's, which `vmap` turns back into one of a batch's."""
-    function = function if interpret else _split_by_images(function)
 
     @jax.custom_batching.custom_vmap
     def of_image(*arguments):
@@ -77,34 +75,19 @@ def _of_batch(function, interpret):
     @of_image.def_vmap
     def of_images(size, batched, *arguments):
         repeat = lambda x, here: x if here else jnp.broadcast_to(x, (size, *x.shape))
-        result = function(*jax.tree.map(repeat, arguments, tuple(batched)))
+        result = _split_by_images(function, size)(*jax.tree.map(repeat, arguments, tuple(batched)))
         return result, jax.tree.map(lambda _: True, result)
 
     return of_image
 
 
-def _split_by_images(function):
-    """`function` on several devices: each takes its own images. All arrays have the images first."""
-    by_device = custom_partitioning(lambda *arguments: function(*arguments))
+def _split_by_images(function, size):
+    """`function` of arrays of `size` images on the devices of the mesh it is traced under: each takes its own images.
 
-    def rows_of(mesh, arguments):
-        axes = [x.sharding.spec[0] for x in jax.tree.leaves(arguments) if x.sharding is not None and x.sharding.spec]
-        return NamedSharding(mesh, PartitionSpec(next((axis for axis in axes if axis is not None), None)))
-
-    def partition(mesh, arguments, result):
-        rows = rows_of(mesh, arguments)
-        everywhere = lambda tree: jax.tree.map(lambda _: rows, tree)
-        return mesh, function, everywhere(result), everywhere(arguments)
-
-    def infer(mesh, arguments, result):
-        return jax.tree.map(lambda _: rows_of(mesh, arguments), result)
-
-    by_device.def_partition(partition, infer, sharding_rule=_rule)
-    return by_device
-
-
-def _rule(mesh, arguments, results):
-    """Shardy's rule: the images' axis, i, is everywhere; every other axis is one array's own, and whole."""
-    names = (f"a{k}" for k in range(1000))
-    axes = lambda arrays: ", ".join(" ".join(["i", *(next(names) for _ in array.shape[1:])]) for array in arrays)
-    return f"{axes(arguments)} -> {axes(results)}"
+    The compiler cannot split a kernel itself.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or size % mesh.size:
+        return function
+    images = PartitionSpec(mesh.axis_names)
+    return jax.shard_map(function, mesh=mesh, in_specs=images, out_specs=images, check_vma=False)

@@ -57,14 +57,14 @@ def crop_own_level(pyramid, rois, form="auto"):
     levels = roi_levels(rois)
 
     def by_levels(pyramid, rois, levels, form):
-        return sum(roi_align(features, rois, stride, levels == k, form)
-                   for k, (features, stride) in enumerate(zip(pyramid, STRIDES)))
+        crops = sum(roi_align(features, rois, stride, levels == k, form)
+                    for k, (features, stride) in enumerate(zip(pyramid, STRIDES)))
+        return jax.lax.optimization_barrier(crops)  # or all four terms are held until the backward pass
 
     def by_tiles(crop, rois, levels):
         return crop(rois, levels, levels >= 0)
 
-    crops = _in_form(form, by_levels, by_tiles, pyramid, rois, levels)
-    return jax.lax.optimization_barrier(crops)  # or all four terms are held until the backward pass
+    return _in_form(form, by_levels, by_tiles, pyramid, rois, levels)
 
 
 def crop_all_levels(pyramid, rois, own, form="auto"):
@@ -96,7 +96,8 @@ def crop_own_and_all_levels(pyramid, rois, where, form="auto"):
         both = jnp.concatenate([rois, rois[first]])
         crops = [roi_align(features, both, stride, jnp.concatenate([levels == k, where & (levels[first] != k)]), form)
                  for k, (features, stride) in enumerate(zip(pyramid, STRIDES))]
-        return sum(part[:count] for part in crops), jnp.stack([part[count:] for part in crops])
+        own = jax.lax.optimization_barrier(sum(part[:count] for part in crops))
+        return own, jnp.stack([part[count:] for part in crops])
 
     def by_tiles(crop, rois, levels, where):
         first = slice(len(where))
@@ -105,8 +106,7 @@ def crop_own_and_all_levels(pyramid, rois, where, form="auto"):
         return crops[:count], _by_level(crops[count:])
 
     own, others = _in_form(form, by_levels, by_tiles, pyramid, rois, levels, where)
-    own, first = jax.lax.optimization_barrier(own), slice(len(where))
-    return own, _with_own(others, own[first], levels[first])
+    return own, _with_own(others, own[:len(where)], levels[:len(where)])
 
 
 def _on_other_levels(rois, levels, where):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from htd_jax.ops.windows import axes_of, of_level
 
 ROWS, COLUMNS = 8, 32  # cells of a tile
-ALIGN = 16  # columns begin at a multiple of it: what a tile of bfloat16 vectors takes
+ALIGN = 8  # columns begin at a multiple of it, as rows of vectors do
 GROUP = 32  # items of a grid step
 INTS, FLOATS = 8, 8  # scalars of an item
 LANES = 128
@@ -24,11 +24,6 @@ class Atlas(NamedTuple):
     height: int
     width: int
 
-    @property
-    def padded(self):
-        """The levels' widths, filled up so that any tile begins within."""
-        return tuple(round_up(width, ALIGN) for _, width in self.shapes)
-
 
 def atlas_of(shapes):
     """The `Atlas` of levels of `shapes`; with room for tiles that reach beyond the last cell of a level."""
@@ -38,7 +33,8 @@ def atlas_of(shapes):
         places.append((shapes[0][0], column))
         column += width
     below = max((height for height, _ in shapes[1:]), default=0)
-    return Atlas(tuple(shapes), tuple(places), shapes[0][0] + below + ROWS, max(widths[0], column) + ALIGN)
+    width = max(column + round_up(width, COLUMNS) for (_, column), width in zip(places, widths))
+    return Atlas(tuple(shapes), tuple(places), shapes[0][0] + below + ROWS, width)
 
 
 def round_up(value, multiple):
@@ -58,6 +54,8 @@ def scalars_of(corners, levels, active, atlas):
     left = columns.first - columns.first % ALIGN
     row_tiles = -(-rows.used // ROWS)
     column_tiles = jnp.where(columns.used > 0, -(-(columns.first + columns.used - left) // COLUMNS), 0)
+    # Tiles that would end beyond the level begin further left, if they can: the atlas need not be so wide.
+    left = jnp.clip(round_up(columns.cells, ALIGN) - column_tiles * COLUMNS, 0, left)
     offset = lambda axis: of_level([place[axis] for place in atlas.places], levels)
     ints = rows.first, row_tiles, left, column_tiles, offset(0), offset(1), rows.cells, columns.cells
     floats = [value for axis in (rows, columns) for value in (axis.start, axis.bin_size, axis.step, axis.count)]

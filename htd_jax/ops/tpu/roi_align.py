@@ -53,15 +53,15 @@ def crops(pyramid, corners, levels, active, interpret=False):
     scalars = scalars_of(*filled_up(corners, levels, active), atlas)
     groups = -(-count // GROUP)
     kernel = functools.partial(_kernel, atlas=atlas, block=block)
-    out = pl.pallas_call(
+    return pl.pallas_call(
         kernel, grid=(batch, channels // block, groups),
-        out_shape=jax.ShapeDtypeStruct((batch * groups * GROUP, BINS, SLOTS, channels), dtype),
+        out_shape=jax.ShapeDtypeStruct((batch, count, BINS, BINS, channels), dtype),
         in_specs=[*scalar_specs(groups), *[pl.BlockSpec(memory_space=pl.ANY)] * len(pyramid)],
-        out_specs=pl.BlockSpec((GROUP, BINS, SLOTS, block), lambda b, c, g: (b * groups + g, 0, 0, c)),
+        out_specs=crop_spec(block),
         scratch_shapes=[pltpu.VMEM((atlas.height, atlas.width, block), dtype),
-                        pltpu.SemaphoreType.DMA((len(pyramid),))],
-        compiler_params=compiler_options(), interpret=interpret, name="roi_align_tiles")(*scalars, *widened(pyramid, atlas))
-    return out.reshape(batch, groups * GROUP, BINS, SLOTS, channels)[:, :count, :, :BINS]
+                        pltpu.SemaphoreType.DMA((len(pyramid),)),
+                        *[pltpu.VMEM((*shape, block), dtype) for shape in atlas.shapes if shape[1] % ALIGN]],
+        compiler_params=compiler_options(), interpret=interpret, name="roi_align_tiles")(*scalars, *pyramid)
 
 
 def filled_up(corners, levels, active):
@@ -75,15 +75,15 @@ def scalar_specs(groups):
             for size in (INTS, FLOATS)]
 
 
-def widened(pyramid, atlas):
-    """The levels with columns of zeros up to a width that a copy into the atlas can have."""
-    return [jnp.pad(level, ((0, 0), (0, 0), (0, width - level.shape[2]), (0, 0)))
-            for level, width in zip(pyramid, atlas.padded)]
+def crop_spec(block):
+    """A group's crops; of the last group some may lie beyond the end."""
+    return pl.BlockSpec((None, GROUP, BINS, BINS, block), lambda b, c, g: (b, g, 0, 0, c))
 
 
 def _kernel(ints, floats, *refs, atlas, block):
     """A grid step: the items of a group of one image, `block` channels of them."""
-    (*maps, out, held, semaphores), (image, part, step) = refs, map(pl.program_id, range(3))
+    levels, (image, part, step) = len(atlas.shapes), map(pl.program_id, range(3))
+    maps, (out, held, semaphores, *landing) = refs[:levels], refs[levels:]
 
     @pl.when((image == 0) & (part == 0) & (step == 0))
     def _():  # what no level covers is read with weight 0 and must not be nan
@@ -91,15 +91,11 @@ def _kernel(ints, floats, *refs, atlas, block):
 
     @pl.when(step == 0)
     def _():
-        copies = [pltpu.make_async_copy(source, target, semaphores.at[k])
-                  for k, (source, target) in enumerate(zip(level_slices(maps, image, part, block), atlas_slices(held, maps, atlas)))]
-        for copy in copies:
-            copy.start()
-        for copy in copies:
-            copy.wait()
+        _load(level_slices(maps, image, part, block), held, semaphores, landing, atlas)
 
     def pool(k, _):
-        out[k] = _pooled(read_item(ints, floats, k), held, block).reshape(BINS, SLOTS, block).astype(out.dtype)
+        crop = _pooled(read_item(ints, floats, k), held, block)
+        out[k] = crop.reshape(BINS, SLOTS, block)[:, :BINS].astype(out.dtype)
         return 0
 
     jax.lax.fori_loop(0, GROUP, pool, 0)
@@ -119,10 +115,28 @@ def level_slices(maps, image, part, block):
     return [level.at[image] if level.shape[-1] == block else level.at[image, :, :, channels] for level in maps]
 
 
-def atlas_slices(held, maps, atlas):
-    """The levels' places in the atlas `held`."""
-    return [held.at[pl.ds(row, level.shape[1]), pl.ds(column, level.shape[2]), :]
-            for level, (row, column) in zip(maps, atlas.places)]
+def _load(maps, held, semaphores, landing, atlas):
+    """Brings the levels to their places in `held`: those whose width a copy cannot have by way of `landing`."""
+    spare, copies = iter(landing), []
+    for k, (level, (row, column)) in enumerate(zip(maps, atlas.places)):
+        height, width, _ = level.shape
+        direct = width % ALIGN == 0
+        target = held.at[pl.ds(row, height), pl.ds(column, width), :] if direct else next(spare)
+        copies.append(pltpu.make_async_copy(level, target, semaphores.at[k]))
+        copies[-1].start()
+    for copy in copies:
+        copy.wait()
+    indirect = [place for level, place in zip(maps, atlas.places) if level.shape[1] % ALIGN]
+    for source, place in zip(landing, indirect):
+        _move(source, held, place)
+
+
+def _move(source, held, place):
+    def move(row, _):
+        held[place[0] + row, pl.ds(place[1], source.shape[1])] = source[row]
+        return 0
+
+    jax.lax.fori_loop(0, source.shape[0], move, 0)
 
 
 def _pooled(item, held, block):

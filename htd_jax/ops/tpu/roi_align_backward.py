@@ -13,7 +13,7 @@ from jax.experimental.pallas import tpu as pltpu
 from htd_jax.ops.crop_products import BINS
 from htd_jax.ops.tpu.atlas import ALIGN, COLUMNS, GROUP, ROWS, atlas_of, read_item, scalars_of
 from htd_jax.ops.tpu.roi_align import (
-    SLOTS, block_of, compiler_options, fill_with_zeros, filled_up, level_slices, scalar_specs)
+    SLOTS, block_of, compiler_options, crop_spec, fill_with_zeros, filled_up, level_slices, scalar_specs)
 from htd_jax.ops.windows import weight
 
 STAGED = 2  # rows on their way out
@@ -26,38 +26,37 @@ def gradients(gradient, corners, levels, active, shapes, interpret=False):
     block = block_of(atlas, channels, jnp.float32)
     scalars = scalars_of(*filled_up(corners, levels, active), atlas)
     groups = -(-count // GROUP)
-    padded = jnp.pad(gradient, ((0, 0), (0, groups * GROUP - count), (0, 0), (0, SLOTS - BINS), (0, 0)))
-    widened = [(batch, height, width, channels) for (height, _), width in zip(shapes, atlas.padded)]
-    maps = pl.pallas_call(
+    return pl.pallas_call(
         functools.partial(_kernel, atlas=atlas, block=block, last=groups - 1), grid=(batch, channels // block, groups),
-        out_shape=[jax.ShapeDtypeStruct(shape, dtype) for shape in widened],
-        in_specs=[*scalar_specs(groups),
-                  pl.BlockSpec((GROUP, BINS, SLOTS, block), lambda b, c, g: (b * groups + g, 0, 0, c))],
+        out_shape=[jax.ShapeDtypeStruct((batch, *shape, channels), dtype) for shape in shapes],
+        in_specs=[*scalar_specs(groups), crop_spec(block)],
         out_specs=[pl.BlockSpec(memory_space=pl.ANY)] * len(shapes),
         scratch_shapes=[pltpu.VMEM((atlas.height, atlas.width, block), jnp.float32),
-                        pltpu.VMEM((STAGED, max(atlas.padded), block), dtype), pltpu.SemaphoreType.DMA((STAGED,))],
+                        pltpu.SemaphoreType.DMA((STAGED,)),
+                        *[pltpu.VMEM((STAGED, width, block), dtype) for _, width in shapes]],
         compiler_params=compiler_options(), interpret=interpret, name="roi_align_tiles_backward",
-    )(*scalars, padded.reshape(-1, BINS, SLOTS, channels))
-    return [level[:, :, :width] for level, (_, width) in zip(maps, atlas.shapes)]
+    )(*scalars, gradient)
 
 
 def _kernel(ints, floats, gradient, *refs, atlas, block, last):
-    (*maps, sums, staged, semaphores), (image, part, step) = refs, map(pl.program_id, range(3))
+    levels, (image, part, step) = len(atlas.shapes), map(pl.program_id, range(3))
+    maps, (sums, semaphores, *staged) = refs[:levels], refs[levels:]
 
     @pl.when(step == 0)
     def _():
         fill_with_zeros(sums)
 
     def add(k, _):
-        _add(read_item(ints, floats, k), gradient[k].reshape(BINS * SLOTS, block), sums)
+        crop = jnp.pad(gradient[k], ((0, 0), (0, SLOTS - BINS), (0, 0)))
+        _add(read_item(ints, floats, k), crop.reshape(BINS * SLOTS, block), sums)
         return 0
 
     jax.lax.fori_loop(0, GROUP, add, 0)
 
     @pl.when(step == last)
     def _():
-        for level, place in zip(level_slices(maps, image, part, block), atlas.places):
-            _send(sums, place, level, staged, semaphores)
+        for level, place, rows in zip(level_slices(maps, image, part, block), atlas.places, staged):
+            _send(sums, place, level, rows, semaphores)
 
 
 def _add(item, gradient, sums):
@@ -88,7 +87,7 @@ def _add(item, gradient, sums):
 def _send(sums, place, level, staged, semaphores):
     """Copies a level out of the atlas `sums`, row by row, in the gradient's dtype."""
     height, width, _ = level.shape
-    copy = lambda row, slot: pltpu.make_async_copy(staged.at[slot, pl.ds(0, width), :], level.at[row], semaphores.at[slot])
+    copy = lambda row, slot: pltpu.make_async_copy(staged.at[slot], level.at[row], semaphores.at[slot])
 
     def send(row, _):
         slot = row % STAGED
@@ -97,7 +96,7 @@ def _send(sums, place, level, staged, semaphores):
         def _():
             copy(row - STAGED, slot).wait()
 
-        staged[slot, :width] = sums[place[0] + row, place[1]:place[1] + width].astype(staged.dtype)
+        staged[slot] = sums[place[0] + row, place[1]:place[1] + width].astype(staged.dtype)
         copy(row, slot).start()
         return 0
 
