@@ -58,6 +58,7 @@ def _model():
         deformable=False,  # deformable 3x3 convolutions in layer2..4
         norm="frozen_bn",  # or 'gn', for training from scratch
         frozen_stages=1,  # 1: stem and layer1; 0: none
+        roi_align="auto",  # its form: the device's own; or 'products', of any device, or the kernels for 'tpu' or 'gpu'
         fpn_channels=256,
         fc_channels=1024,
         ba_channels=576,
@@ -134,6 +135,7 @@ _RULES = {
                    "epochs in ascending order"),
     "dtype": _one_of("float32", "bfloat16"),
     "sampling": _one_of("random", "first", "stride"),
+    "model.roi_align": _one_of("auto", "products", "tpu", "gpu"),
     "model.depth": _one_of(18, 34, 50, 101),
     "model.norm": _one_of("frozen_bn", "gn"),
     "model.frozen_stages": _one_of(0, 1, 2, 3, 4),

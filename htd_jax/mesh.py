@@ -1,4 +1,5 @@
 """Devices: one mesh over all devices of all processes, the batch split over it and everything else on each."""
+import functools
 import os
 
 import jax
@@ -37,6 +38,16 @@ def replicated(mesh):
 def split(mesh):
     """The sharding of batches: rows split over the devices."""
     return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def under(mesh, function):
+    """`function`, traced under `mesh`: operators with kernels of their own split them over its devices."""
+    @functools.wraps(function)
+    def traced(*arguments):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*arguments)
+
+    return traced
 
 
 def check_batch_size(size, accumulate, mesh):

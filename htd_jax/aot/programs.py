@@ -28,8 +28,8 @@ def lower_train(config, mesh, shape):
 def lower_detect(config, mesh, shape):
     """The detection function that `eval.py` runs, lowered for images of `shape` (h, w)."""
     functions = functional.functions(config)
-    run = jax.jit(functions.detect, in_shardings=(mesh_lib.replicated(mesh), mesh_lib.split(mesh)),
-                  out_shardings=mesh_lib.split(mesh))
+    run = jax.jit(mesh_lib.under(mesh, functions.detect), out_shardings=mesh_lib.split(mesh),
+                  in_shardings=(mesh_lib.replicated(mesh), mesh_lib.split(mesh)))
     return run.lower(jax.eval_shape(functions.init), batch_of(config.test.batch_size, shape, 0))
 
 

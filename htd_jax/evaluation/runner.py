@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
+from htd_jax import mesh as mesh_lib
 from htd_jax.data import views
 from htd_jax.errors import UserError
 from htd_jax.evaluation import coco, drawing, report
@@ -37,7 +38,7 @@ def compile_detect(detect, mesh=None):
         return jax.jit(detect)
     everywhere = NamedSharding(mesh.local_mesh, PartitionSpec())
     rows = NamedSharding(mesh.local_mesh, PartitionSpec(mesh.axis_names))
-    compiled = jax.jit(detect, in_shardings=(everywhere, rows), out_shardings=rows)
+    compiled = jax.jit(mesh_lib.under(mesh.local_mesh, detect), in_shardings=(everywhere, rows), out_shardings=rows)
     return lambda states, batch: compiled(states, jax.device_put(batch, rows))
 
 

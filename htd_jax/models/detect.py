@@ -119,9 +119,9 @@ def classify(model: HTD, view: View, rois: Float[Array, "N 4"], valid: Bool[Arra
              ) -> tuple[Float[Array, "N K1"], Float[Array, "N 4"], Float[Array, "N 7 7 C"]]:
     """Averaged logits of both stages, stage 1's RoIs and their own levels' crops."""
     context = view.context[None]
-    logits0, deltas = model.stage0(crop_own_level(view.pyramid, rois)[None], context)
+    logits0, deltas = model.stage0(crop_own_level(view.pyramid, rois, model.roi_align)[None], context)
     refined = decode(rois, deltas[0], stage0.STDS, view.size)
-    own = crop_own_level(view.pyramid, refined)
+    own = crop_own_level(view.pyramid, refined, model.roi_align)
     logits1 = model.pgraph(own[None], context, refined[None], valid[None], model.stage0.fc_cls)
     return (logits0[0] + logits1[0]) / 2, refined, own
 
@@ -141,7 +141,7 @@ def regress(model: HTD, view: View, rois: Float[Array, "N 4"], own: Float[Array,
 
     def advance(step, deltas):
         index = jax.lax.dynamic_slice(order, (step * chunk,), (chunk,))
-        crops = crop_all_levels(view.pyramid, rois[index], own[index])
+        crops = crop_all_levels(view.pyramid, rois[index], own[index], model.roi_align)
         return deltas.at[index].set(model.ba(crops, own[index], context, prepared))
 
     chunks = (needed.sum() + chunk - 1) // chunk

@@ -39,6 +39,7 @@ class HTD(nnx.Module):
         self.pgraph = PGraph(channels, settings.fc_channels, classes, **make)
         self.ba = BA(channels, settings.ba_channels, settings.ba_out_channels, settings.ba_groups, **make)
         self.num_classes = classes
+        self.roi_align = settings.roi_align  # the form of RoIAlign, of `pyramid.FORMS`
 
     def features(self, images: Float[Array, "B H W 3"], padded: Int[Array, "B 2"],
                  remat: bool = False) -> list[Float[Array, "B _ _ C"]]:

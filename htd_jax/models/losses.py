@@ -58,7 +58,8 @@ def roi_losses(model: HTD, pyramid: Pyramid, proposals: Float[Array, "B N 4"], v
     sampler = functools.partial(sample_rois, truth=truth, num_classes=model.num_classes, config=config)
 
     rois = sampler(proposals, valid, STAGE_THRESHOLDS[0], stage0.STDS, key=stage_keys[0])
-    logits, deltas = model.stage0(jax.vmap(crop_own_level)(pyramid, rois.boxes), context)
+    crop = functools.partial(crop_own_level, form=model.roi_align)
+    logits, deltas = model.stage0(jax.vmap(crop)(pyramid, rois.boxes), context)
     logs |= stage_losses("s0", logits, deltas, rois, STAGE_WEIGHTS[0])
 
     proposals, valid = jax.vmap(refined_proposals, in_axes=(0, 0, None, 0))(rois, deltas, stage0.STDS, size)
@@ -81,7 +82,8 @@ def stage1(model: HTD, pyramid: Pyramid, context: Float[Array, "B C"], rois: RoI
            count: int) -> tuple[Float[Array, "B S K1"], Float[Array, "B P 4"]]:
     """Stage 1's logits, and deltas of the first P slots, which hold all positives."""
     positive = rois.positive[:, :int(count * MAX_ROI_POSITIVES)]
-    crops, all_levels = jax.vmap(crop_own_and_all_levels)(pyramid, rois.boxes, positive)
+    crop = functools.partial(crop_own_and_all_levels, form=model.roi_align)
+    crops, all_levels = jax.vmap(crop)(pyramid, rois.boxes, positive)
     logits = model.pgraph(crops, context, rois.boxes, rois.valid, model.stage0.fc_cls)
     return logits, regress_positives(model.ba, all_levels, crops[:, :positive.shape[1]], context, positive)
 

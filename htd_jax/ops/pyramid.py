@@ -6,10 +6,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from htd_jax.ops.crop_tiles import crops_by_tiles, takes
 from htd_jax.ops.roi_align import roi_align
+from htd_jax.ops.windows import of_level
 
 STRIDES = (4, 8, 16, 32)  # of P2..P5, in pixels
-FINEST = 56  # a RoI of less than twice as many pixels (geometric mean of the sides) lies on P2
+FORMS = "auto", "products", "tpu", "gpu"  # auto: the device's own; else of any device, kernels interpreted if need be
+DEVICES = dict(tpu="tpu", gpu="cuda")  # what JAX calls the device of a form's kernels
+FINEST = 56  # a RoI of this many pixels or less (geometric mean of the sides, up to twice it) lies on P2
+
 
 Pyramid = Sequence[Float[Array, "_ _ C"]]  # P2..P5 of one image
 
@@ -36,52 +41,114 @@ def _extend_edge(features, axis, end, stride):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _repeated(axis, features, beyond):
-    """`features` whose cells `beyond` the edge are what the ones before them along `axis` are."""
-    return jnp.where(beyond, jnp.roll(features, 1, axis), features)
+def _repeated(axis, features, here):
+    """`features` whose cells `here` are what the ones before them along `axis` are."""
+    return jnp.where(here, jnp.roll(features, 1, axis), features)
 
 
-def _repeated_backward(axis, beyond, gradient):
+def _repeated_backward(axis, here, gradient):
     """In one pass over the map: derived from the above, it would be three, with copies of the map between them."""
-    last = jnp.roll(beyond, -1, axis)
-    return jnp.where(beyond, 0, gradient) + jnp.where(last, jnp.roll(gradient, -1, axis), 0), None
+    before = jnp.roll(here, -1, axis)
+    return jnp.where(here, 0, gradient) + jnp.where(before, jnp.roll(gradient, -1, axis), 0), None
 
 
-_repeated.defvjp(lambda axis, features, beyond: (_repeated(axis, features, beyond), beyond), _repeated_backward)
+_repeated.defvjp(lambda axis, features, here: (_repeated(axis, features, here), here), _repeated_backward)
 
 
-def crop_own_level(pyramid: Pyramid, rois: Float[Array, "N 4"]) -> Float[Array, "N 7 7 C"]:
-    """Crops of `rois`, each from its own level."""
+def crop_own_level(pyramid: Pyramid, rois: Float[Array, "N 4"], form: str = "auto") -> Float[Array, "N 7 7 C"]:
+    """Crops of `rois`, each from its own level. `form`: how they are computed, one of `FORMS`."""
     levels = roi_levels(rois)
-    crops = sum(roi_align(features, rois, stride, where=levels == k)
-                for k, (features, stride) in enumerate(zip(pyramid, STRIDES)))
-    return jax.lax.optimization_barrier(crops)  # or XLA keeps all four terms until the backward pass
+
+    def by_levels(pyramid, rois, levels, form):
+        crops = sum(roi_align(features, rois, stride, levels == k, form)
+                    for k, (features, stride) in enumerate(zip(pyramid, STRIDES)))
+        return jax.lax.optimization_barrier(crops)  # or XLA keeps all four terms until the backward pass
+
+    def by_tiles(crop, rois, levels):
+        return crop(rois, levels, levels >= 0)
+
+    return _in_form(form, by_levels, by_tiles, pyramid, rois, levels)
 
 
-def crop_all_levels(pyramid: Pyramid, rois: Float[Array, "N 4"],
-                    own: Float[Array, "N 7 7 C"]) -> Float[Array, "4 N 7 7 C"]:
+def crop_all_levels(pyramid: Pyramid, rois: Float[Array, "N 4"], own: Float[Array, "N 7 7 C"],
+                    form: str = "auto") -> Float[Array, "4 N 7 7 C"]:
     """Crops of `rois` from every level; `own`, of `crop_own_level`, is one of the four and not pooled again."""
     levels = roi_levels(rois)
-    others = [roi_align(features, rois, stride, where=levels != k)
-              for k, (features, stride) in enumerate(zip(pyramid, STRIDES))]
-    return _with_own(others, own, levels)
+
+    def by_levels(pyramid, rois, levels, form):
+        return jnp.stack([roi_align(features, rois, stride, levels != k, form)
+                          for k, (features, stride) in enumerate(zip(pyramid, STRIDES))])
+
+    def by_tiles(crop, rois, levels):
+        return _by_level(crop(*_on_other_levels(rois, levels, levels >= 0)))
+
+    return _with_own(_in_form(form, by_levels, by_tiles, pyramid, rois, levels), own, levels)
 
 
-def crop_own_and_all_levels(pyramid: Pyramid, rois: Float[Array, "N 4"], where: Bool[Array, "P"]
+def crop_own_and_all_levels(pyramid: Pyramid, rois: Float[Array, "N 4"], where: Bool[Array, "P"], form: str = "auto"
                             ) -> tuple[Float[Array, "N 7 7 C"], Float[Array, "4 P 7 7 C"]]:
     """`crop_own_level` of all `rois`, and `crop_all_levels` of the first P, 0 on other levels unless `where`.
 
-    As one call for each level, whose backward pass makes one gradient of its map in place of two.
+    As one call for each level, or for all, whose backward pass makes one gradient of its map in place of two.
     """
-    levels, first = roi_levels(rois), slice(len(where))
-    pooled = jnp.concatenate([rois, rois[first]])
-    crops = [roi_align(features, pooled, stride, where=jnp.concatenate([levels == k, where & (levels[first] != k)]))
-             for k, (features, stride) in enumerate(zip(pyramid, STRIDES))]
-    own = jax.lax.optimization_barrier(sum(part[:len(rois)] for part in crops))
-    return own, _with_own([part[len(rois):] for part in crops], own[first], levels[first])
+    levels, count = roi_levels(rois), len(rois)
+
+    def by_levels(pyramid, rois, levels, where, form):
+        first = slice(len(where))
+        pooled = jnp.concatenate([rois, rois[first]])
+        crops = [roi_align(features, pooled, stride, jnp.concatenate([levels == k, where & (levels[first] != k)]), form)
+                 for k, (features, stride) in enumerate(zip(pyramid, STRIDES))]
+        own = jax.lax.optimization_barrier(sum(part[:count] for part in crops))
+        return own, jnp.stack([part[count:] for part in crops])
+
+    def by_tiles(crop, rois, levels, where):
+        first = slice(len(where))
+        own, others = (rois, levels, levels >= 0), _on_other_levels(rois[first], levels[first], where)
+        crops = crop(*map(jnp.concatenate, zip(own, others)))
+        return crops[:count], _by_level(crops[count:])
+
+    own, others = _in_form(form, by_levels, by_tiles, pyramid, rois, levels, where)
+    return own, _with_own(others, own[:len(where)], levels[:len(where)])
+
+
+def _on_other_levels(rois, levels, where):
+    """Items, level by level, of `rois` on all levels: rois, levels, and which are wanted: not those of the own level."""
+    every = jnp.arange(len(STRIDES), dtype=levels.dtype)
+    wanted = where[None] & (levels[None] != every[:, None])
+    return jnp.tile(rois, (len(STRIDES), 1)), jnp.repeat(every, len(rois)), wanted.reshape(-1)
+
+
+def _by_level(crops):
+    return crops.reshape(len(STRIDES), -1, *crops.shape[1:])
 
 
 def _with_own(others, own, levels):
     """`[4, N, 7, 7, C]`: the crops of each level in `others`, but those that `own` holds."""
     on_level = lambda k: (levels == k)[:, None, None, None]
     return jnp.stack([jnp.where(on_level(k), own, part) for k, part in enumerate(others)])
+
+
+def _in_form(form, by_levels, by_tiles, pyramid, *items):
+    """What `by_levels(pyramid, *items, form)` or `by_tiles(crop, *items)` gives: the one place that chooses a form.
+
+    `crop(rois, levels, active)` pools items with a kernel. Kernels need float types of 2 or 4 bytes, and on a TPU that
+    the pyramid fits into its vector memory; what they do not take is pooled by products.
+    """
+    def levels_form(pyramid, *items):
+        return by_levels(pyramid, *items, "products" if form == "products" else "auto")
+
+    def kernels(device, interpret=False):
+        def run(pyramid, *items):
+            def crop(rois, levels, active):
+                corners = rois / of_level(map(float, STRIDES), levels)[:, None] - 0.5
+                return crops_by_tiles(pyramid, corners, levels, active, device, interpret)
+            return by_tiles(crop, *items)
+        return run if takes(device, pyramid) else levels_form
+
+    if form == "products":
+        return levels_form(pyramid, *items)
+    if form == "auto":
+        forms = dict(cpu=levels_form, tpu=kernels("tpu"), cuda=kernels("gpu"), default=levels_form)
+    else:
+        forms = {DEVICES[form]: kernels(form), "default": kernels(form, interpret=True)}
+    return jax.lax.platform_dependent(list(pyramid), *items, **forms)

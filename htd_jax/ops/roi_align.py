@@ -24,7 +24,7 @@ def axis_weights(start: Float[Array, "N"], end: Float[Array, "N"], cells: int) -
     # needs only how many of its samples lie between two neighbouring cells, and their mean.
     size = (end - start)[:, None, None]
     bin_size = size / BINS
-    n = jnp.maximum(_exact_ceil(size, BINS), 0)
+    n = jnp.maximum(exact_ceil(size, BINS), 0)
     step = jnp.where(n > 0, bin_size / jnp.maximum(n, 1), 1)
     first = start[:, None, None] + jnp.arange(BINS, dtype=start.dtype)[None, :, None] * bin_size + step / 2
     edges = jnp.arange(-1, cells + 1, dtype=start.dtype)[None, None, :]
@@ -39,15 +39,18 @@ def axis_weights(start: Float[Array, "N"], end: Float[Array, "N"], cells: int) -
     return weights / jnp.maximum(n, 1)
 
 
-def _exact_ceil(value, divisor):
+def exact_ceil(value, divisor):
     """ceil(value / divisor). Compiled, the division is a product with 1 / divisor: 42 / 7 would be more than 6."""
     n = jnp.ceil(value / divisor)
     return n - (value <= (n - 1) * divisor) + (value > n * divisor)
 
 
 def roi_align(features: Float[Array, "H W C"], rois: Float[Array, "N 4"], stride: int | float,
-              where: Bool[Array, "N"] | None = None) -> Float[Array, "N 7 7 C"]:
-    """Crops of a level of `stride` pixels a cell, in its dtype; 0 unless `where`. Weights are computed in float32."""
+              where: Bool[Array, "N"] | None = None, form: str = "auto") -> Float[Array, "N 7 7 C"]:
+    """Crops of a level of `stride` pixels a cell, in its dtype; 0 unless `where`. Weights are computed in float32.
+
+    `form`: 'auto', the device's best, or 'products'.
+    """
     height, width, _ = features.shape
     corners = jax.lax.stop_gradient(rois) / stride - 0.5
     wx = axis_weights(corners[:, 0], corners[:, 2], width)
@@ -55,24 +58,23 @@ def roi_align(features: Float[Array, "H W C"], rois: Float[Array, "N 4"], stride
     # A RoI without area in one axis pools to 0 because that axis's weights are 0.
     if where is not None:
         wy = jnp.where(where[:, None, None], wy, 0)
-    return _crops(features, wy.astype(features.dtype), wx.astype(features.dtype))
+    crops = {"auto": _crops, "products": _products}[form]
+    return crops(features, wy.astype(features.dtype), wx.astype(features.dtype))
 
 
-@jax.custom_vjp
-def _crops(features, wy, wx):
-    """Crops `[N, 7, 7, C]` from the weights `[N, 7, H]` and `[N, 7, W]` of the axes, in the device's best form."""
-    return jax.lax.platform_dependent(features, wy, wx, cpu=cpu.by_windows, default=products.by_products)
+def _linear(forward, backward):
+    """`forward(features, wy, wx)` with `backward(gradient, wy, wx)` as the gradient of the features; weights have none."""
+    crops = jax.custom_vjp(forward)
+    crops.defvjp(lambda features, wy, wx: (crops(features, wy, wx), (wy, wx)),
+                 lambda weights, gradient: (backward(gradient, *weights), None, None))
+    return crops
 
 
-def _crops_forward(features, wy, wx):
-    return _crops(features, wy, wx), (wy, wx)
+def _on_device(cpu_form, form):
+    return lambda *arrays: jax.lax.platform_dependent(*arrays, cpu=cpu_form, default=form)
 
 
-def _crops_backward(weights, gradient):
-    """The gradient of the features; the weights have none."""
-    of_features = jax.lax.platform_dependent(
-        gradient, *weights, cpu=cpu.windows_backward, default=products.products_backward)
-    return of_features, None, None
-
-
-_crops.defvjp(_crops_forward, _crops_backward)
+# Crops `[N, 7, 7, C]` from the weights `[N, 7, H]` and `[N, 7, W]` of the axes.
+_crops = _linear(_on_device(cpu.by_windows, products.by_products),
+                 _on_device(cpu.windows_backward, products.products_backward))
+_products = _linear(products.by_products, products.products_backward)

@@ -1,0 +1,70 @@
+"""RoIAlign on a GPU by windows: a Pallas-Triton kernel, a program for each item and 128 channels.
+
+A program reads the tiles of 8 x 16 cells that its RoI needs, on its level, as many as it takes, and adds
+`K (64 x 128) . F (128 x C)` for each, where K is the outer product of the two axes' weights.
+"""
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plt
+
+from htd_jax.ops.crop_products import BINS
+from htd_jax.ops.gpu import tiles
+from htd_jax.ops.gpu.tiles import COLUMNS, ROWS, SLOTS
+
+
+def fits(channels):
+    """Whether the kernels can work on so many channels."""
+    return tiles.channels_at_once(channels) >= 16  # of a matrix product's operand, at least
+
+
+def crops(pyramid, corners, levels, active, interpret=False):
+    """Crops `[B, N, 7, 7, C]` at `corners [B, N, 4]` (in cells) on `levels [B, N]` of `pyramid` (each `[B, H, W, C]`).
+
+    Those that are not `active [B, N]` are 0. `interpret`: run on any device, slowly.
+    """
+    (batch, count), channels = levels.shape, pyramid[0].shape[-1]
+    shapes, block = tuple(level.shape[1:3] for level in pyramid), tiles.channels_at_once(channels)
+    whole = [pl.BlockSpec(memory_space=pl.ANY)]
+    out = pl.pallas_call(
+        functools.partial(_kernel, shapes=shapes, block=block, count=count), grid=(batch * count, channels // block),
+        out_shape=jax.ShapeDtypeStruct((batch * count * BINS**2, channels), pyramid[0].dtype),
+        in_specs=whole * (2 + len(shapes)), out_specs=whole[0], interpret=interpret, name="roi_align_tiles",
+        compiler_params=plt.CompilerParams(num_warps=4, num_stages=2),
+    )(*tiles.scalars_of(corners, levels, active, shapes), *[level.reshape(-1, channels) for level in pyramid])
+    return out.reshape(batch, count, BINS, BINS, channels)
+
+
+def _kernel(ints, floats, *refs, shapes, block, count):
+    (*maps, out), item, channels = refs, pl.program_id(0), pl.program_id(1) * block + jnp.arange(block)
+    level, *extent = tiles.read(ints, item, 5)
+    samples, total = tiles.read(floats, item, 8), jnp.zeros((SLOTS**2, block), jnp.float32)
+    for k, (features, shape) in enumerate(zip(maps, shapes)):  # of the four loops, three have no steps
+        total = _pooled(total, features, shape, item // count, channels, level == k, extent, samples)
+    rows, here = tiles.crop_rows(item)
+    plt.store(out.at[tiles.elements(rows, channels)], total.astype(out.dtype), mask=tiles.spread(here, block))
+
+
+def _pooled(total, features, shape, image, channels, here, extent, samples):
+    """`total [64, C]` and, if `here`, what the item with `extent` and `samples` reads in the level `features`."""
+    (height, width), (top, rows, left, columns) = shape, extent
+
+    def strip(j, total):
+        x = left + j * COLUMNS
+        across = tiles.column_weights(samples, x, width, True)
+
+        def tile(i, total):
+            y = top + i * ROWS
+            down = tiles.row_weights(samples, y, height, True)
+            cells, within = tiles.tile_cells(y, x, width, (top + rows, left + columns))
+            cells = (image * height) * width + cells
+            values = plt.load(features.at[tiles.elements(cells, channels)], mask=tiles.spread(within, channels.size), other=0)
+            weights = (down[:, :, None] * across[:, None, :]).reshape(SLOTS**2, ROWS * COLUMNS).astype(values.dtype)
+            return total + jnp.dot(weights, values, precision=tiles.precision(values.dtype),
+                                   preferred_element_type=jnp.float32)
+
+        return jax.lax.fori_loop(0, pl.cdiv(rows, ROWS), tile, total)
+
+    return jax.lax.fori_loop(0, jnp.where(here, pl.cdiv(columns, COLUMNS), 0), strip, total)
