@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from htd_jax.models.layers import KAIMING_FAN_OUT, clear_padding, conv, norm
-from htd_jax.ops.deform_conv import deform_conv
+from htd_jax.ops.deform_conv import batch_deform_conv
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 BOTTLENECK_DEPTHS = (50, 101)
@@ -19,10 +19,8 @@ class DeformConv(nnx.Module):
         self.stride, self.groups, self.dtype = stride, groups, dtype
 
     def __call__(self, x):
-        offsets = self.offset(x)
         kernel = self.kernel[...].astype(x.dtype)
-        one = lambda x, offsets: deform_conv(x, offsets, kernel, stride=self.stride, groups=self.groups)
-        return jax.vmap(one)(x, offsets)
+        return batch_deform_conv(x, self.offset(x), kernel, stride=self.stride, groups=self.groups)
 
 
 class Shortcut(nnx.Module):

@@ -6,6 +6,7 @@ from flax import nnx
 from htd_jax.models.layers import clear_padding, conv, normal
 from htd_jax.ops.anchors import RATIOS, STRIDES, grid_anchors
 from htd_jax.ops.boxes import decode
+from htd_jax.ops.cells import surrounding_rows
 from htd_jax.ops.nms import nms
 
 STDS = (1.0, 1.0, 1.0, 1.0)
@@ -44,7 +45,8 @@ class RPNHead(nnx.Module):
         Of anchors inside the image, which is as much as three cells: what a border does is not reproduced. For the
         losses, whose gradient is 0 at all other anchors: a backward pass over whole maps would add up zeros.
         """
-        seen = jax.vmap(surroundings)(pyramid, anchors)
+        by_rows = lambda pyramid, anchors: surrounding_rows(pyramid, anchors // len(RATIOS))
+        seen = jax.lax.platform_dependent(pyramid, anchors, cpu=jax.vmap(surroundings), default=by_rows)
         kernel, bias = self.conv.kernel[...].astype(seen.dtype), self.conv.bias[...].astype(seen.dtype)
         hidden = jax.nn.relu(seen @ kernel.reshape(-1, kernel.shape[-1]) + bias)[:, None]  # an image of one row
         shape, ratio = (*anchors.shape, len(RATIOS), -1), (anchors % len(RATIOS))[..., None, None]
@@ -53,7 +55,7 @@ class RPNHead(nnx.Module):
 
 
 def surroundings(pyramid, anchors):
-    """The 3x3 cells `[N, 9 * C]` about each of the `anchors [N]` of one image, P2..P6 `[H, W, C]`."""
+    """For a CPU: the 3x3 cells `[N, 9 * C]` about each of the `anchors [N]` of one image, P2..P6 `[H, W, C]`."""
     seen, start = 0, 0
     for features in pyramid:
         height, width, channels = features.shape
