@@ -7,6 +7,8 @@ Example:
 The output folder gets metrics.json, detections.json (COCO results, ready for the test-dev server), detections.png and
 report.html.
 """
+import functools
+
 from absl import flags
 
 from htd_jax import cli
@@ -23,9 +25,10 @@ def main(arguments):
     if not _CHECKPOINT.value:
         raise UserError("--checkpoint is missing; for example --checkpoint runs/r50")
     import jax  # after the command line is known to be good: the imports take seconds
-    from htd_jax import data
-    from htd_jax.evaluation import coco, model, runner
-    from htd_jax.training import mesh as mesh_lib
+
+    from htd_jax import data, mesh as mesh_lib
+    from htd_jax.evaluation import coco, restored, runner
+    from htd_jax.models import functional
 
     # ---- what can be wrong with the data is found before a device is touched
     config = _CONFIG.value
@@ -37,9 +40,10 @@ def main(arguments):
     if config.distributed:
         mesh_lib.start_processes()
     mesh = mesh_lib.make_mesh()
-    graphdef, state = model.restore(config, _CHECKPOINT.value)
-    model.check_classes(dataset.categories, config, _CHECKPOINT.value)
-    detect_fn = model.make_detect_fn(graphdef, state, config, mesh)
+    state = restored.restore(config, _CHECKPOINT.value)
+    restored.check_classes(dataset.categories, config, _CHECKPOINT.value)
+    states = (mesh_lib.replicate(state, mesh.local_mesh),)
+    detect_fn = functools.partial(runner.compile_detect(functional.functions(config).detect, mesh), states)
 
     # ---- every image, then the score
     metrics = runner.evaluate(detect_fn, dataset, config, _OUTPUT.value, mesh)

@@ -22,13 +22,15 @@ def main(arguments):
         raise UserError("no image is given; for example predict.py --config ... --checkpoint ... street.jpg photos/")
     if not _CHECKPOINT.value:
         raise UserError("--checkpoint is missing; for example --checkpoint runs/r50")
-    from htd_jax.data.pictures import Pictures  # after the command line is known to be good: the imports take seconds
+    from htd_jax.data.user_images import (
+        UserImages,  # after the command line is known to be good: the imports take seconds
+    )
     from htd_jax.detector import Detector
-    from htd_jax.evaluation import gallery
+    from htd_jax.evaluation import prediction_folder
 
     # ---- what can be wrong with the input is found before the model is loaded
-    pictures = Pictures(arguments)
-    album = gallery.Gallery(_OUTPUT.value, pictures)
+    images = UserImages(arguments)
+    folder = prediction_folder.PredictionFolder(_OUTPUT.value, images)
 
     # ---- the model; it puts out whatever is to be shown
     config = _CONFIG.value
@@ -36,15 +38,15 @@ def main(arguments):
     detector = Detector.from_checkpoint((config, _CHECKPOINT.value))
 
     # ---- detections, in the order in which they are done
-    for i, result in detector.stream(pictures, _SCORE.value):
+    for i, result in detector.stream(images, _SCORE.value):
         if isinstance(result, UserError):
             cli.fail(result)
         else:
-            print(f"{pictures.names[i]}: {gallery.summary(result)}", flush=True)
-            album.add(i, result)
-    album.close()
-    if pictures.errors:
-        raise UserError(f"{len(pictures.errors)} of {len(pictures)} images could not be read")
+            print(f"{images.names[i]}: {prediction_folder.summary(result)}", flush=True)
+            folder.add(i, result)
+    folder.close()
+    if images.errors:
+        raise UserError(f"{len(images.errors)} of {len(images)} images could not be read")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from htd_jax import aot
+from htd_jax.models import functional
 from htd_jax.ops import roi_align
-from htd_jax.training import model as model_lib
 
 
 class Work(NamedTuple):
@@ -94,9 +94,9 @@ def main():
     given = parser.parse_args()
     config = importlib.import_module(f"configs.{given.config}").get_config()
     config.model.num_classes, config.dtype = 80, "bfloat16"
-    model = model_lib.functions(config)
-    arguments = *jax.eval_shape(model.init), aot.batch_of(given.batch, given.image, aot.BOXES), jax.random.key(0)
-    gradient = jax.grad(model.loss, has_aux=True)
+    functions = functional.functions(config)
+    arguments = *jax.eval_shape(functions.init), aot.batch_of(given.batch, given.image, aot.BOXES), jax.random.key(0)
+    gradient = jax.grad(functions.loss, has_aux=True)
     print(json.dumps(dict(least=least(gradient, *arguments)._asdict(), program=program(gradient, *arguments)._asdict())))
 
 

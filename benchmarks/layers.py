@@ -15,8 +15,7 @@ import jax
 import numpy as np
 
 from benchmarks import arithmetic, inputs, models, steps, table, timing, yardsticks
-from htd_jax.models import detection, resnet
-from htd_jax.training import model as model_lib
+from htd_jax.models import detect, functional, resnet
 
 IMAGES = {"train": 2, "detect all": 1}
 
@@ -48,12 +47,13 @@ def main():
 
 def layers(what, config, images, image):
     """The layers of a forward pass, in order: of the losses ('train'), or of 'detect all' with every proposal regressed."""
-    model = model_lib.functions(config)
-    given = jax.eval_shape(model.init)
+    functions = functional.functions(config)
+    given = jax.eval_shape(functions.init)
+    given = given if what == "train" else (given,)
     batch = inputs.batch(images, image, np.random.default_rng(0), *(steps.TRUTHS, steps.SLOTS) * (what == "train"),
                          classes=config.model.num_classes)
-    function = model.detect if what != "train" else functools.partial(model.loss, key=jax.random.key(0))
-    whole = mock.patch.object(detection, "REGRESSED_AT_ONCE", config.test.proposals)  # all in one round of the loop
+    function = functions.detect if what != "train" else functools.partial(functions.loss, key=jax.random.key(0))
+    whole = mock.patch.object(detect, "REGRESSED_AT_ONCE", config.test.proposals)  # all in one round of the loop
     with arithmetic.without_roi_align(), whole, steps.boxes_alone(steps.TRUTHS, config):
         return list(_walk(jax.make_jaxpr(lambda *a: function(*a))(*given, batch).jaxpr))
 

@@ -7,9 +7,9 @@ import numpy as np
 from flax import nnx
 
 from htd_jax import config as config_lib
-from htd_jax.models import detection
-from htd_jax.models.htd import build, matmul_precision
-from htd_jax.training import model as model_lib
+from htd_jax.models import functional
+from htd_jax.models.detect import classify, view_proposals
+from htd_jax.models.htd import matmul_precision
 from tests.original import reference
 
 
@@ -23,7 +23,7 @@ def load(name):
 
 def parameters(name, config):
     """(params, frozen) on the device: those of the golden figures, as when the original was timed; else fresh ones."""
-    init = model_lib.functions(config).init
+    init = functional.functions(config).init
     if name not in reference.CHECKSUMS:
         return jax.jit(init)()
     state = reference.state(name)
@@ -38,8 +38,7 @@ def _pick(shapes, tree):
 
 def merged(config, params, frozen):
     """The model with these parameters; can be called while tracing."""
-    model = nnx.eval_shape(lambda: build(config.model, nnx.Rngs(0), jnp.dtype(config.dtype)))
-    return nnx.merge(nnx.graphdef(model), params, frozen)
+    return nnx.merge(nnx.graphdef(functional.functions(config).abstract), params, frozen)
 
 
 def score_passed_by(count, params, frozen, batch, config):
@@ -50,9 +49,9 @@ def score_passed_by(count, params, frozen, batch, config):
     def best(params, frozen, batch):
         model = merged(config, params, frozen)
         with matmul_precision(config.dtype):
-            view, boxes, _, valid = detection.look(model, batch, False, config)
-            logits = jax.vmap(lambda *one: detection.classify(model, *one)[0])(view, boxes, valid)
-        return jnp.where(valid, jax.nn.softmax(logits)[..., :-1].max(axis=-1), 0)
+            found = view_proposals(model, batch, False, config)
+            logits = jax.vmap(lambda *one: classify(model, *one)[0])(found.view, found.boxes, found.valid)
+        return jnp.where(found.valid, jax.nn.softmax(logits)[..., :-1].max(axis=-1), 0)
 
     scores = np.sort(jax.jit(best)(params, frozen, batch), axis=1)
     return float(np.median(scores[:, -min(count, scores.shape[1])]))

@@ -1,5 +1,6 @@
 """Each operator on the shapes of an 800 x 1344 image, beside PyTorch's or torchvision's where there is one."""
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +9,11 @@ import numpy as np
 from benchmarks import inputs, timing, yardsticks
 from benchmarks.table import Row
 from htd_jax.ops.anchors import grid_anchors
+from htd_jax.ops.crop_products import BINS
 from htd_jax.ops.deform_conv import deform_conv
 from htd_jax.ops.matching import assign_anchors
 from htd_jax.ops.nms import multiclass_nms, nms
-from htd_jax.ops.roi_align import BINS, STRIDES, crop_all_levels, crop_own_level, roi_levels
+from htd_jax.ops.pyramid import STRIDES, crop_all_levels, crop_own_level, roi_levels
 from htd_jax.ops.soft_nms import soft_nms
 
 

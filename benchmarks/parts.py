@@ -5,11 +5,12 @@ import numpy as np
 
 from benchmarks import inputs, models, timing
 from benchmarks.table import Row
-from htd_jax.models.detection import REGRESSED_AT_ONCE
+from htd_jax.models.detect import REGRESSED_AT_ONCE
 from htd_jax.models.htd import matmul_precision, normalise
-from htd_jax.models.training import batch_proposals, shapes_of
+from htd_jax.models.proposals import batch_proposals
+from htd_jax.models.rpn import shapes_of
 from htd_jax.ops.nms import multiclass_nms
-from htd_jax.ops.roi_align import crop_all_levels, crop_own_level
+from htd_jax.ops.pyramid import crop_all_levels, crop_own_level
 
 
 def rows(name, config, image=(800, 1344), repeats=5):
@@ -56,7 +57,7 @@ def run_parts(part, batch, config):
 
 
 def _in_chunks(model, crops, own, context):
-    """BA on so many RoIs at a time as `detection.regress` does it."""
-    prepared = model.border.prepare()
-    one = lambda inputs: model.border(inputs[0][:, None], inputs[1][None], context, prepared)[0]
+    """BA on so many RoIs at a time as `detect.regress` does it."""
+    prepared = model.ba.prepare()
+    one = lambda inputs: model.ba(inputs[0][:, None], inputs[1][None], context, prepared)[0]
     return jax.lax.map(one, (jnp.moveaxis(crops, 1, 0), own), batch_size=REGRESSED_AT_ONCE)

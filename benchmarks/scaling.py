@@ -7,7 +7,7 @@ import numpy as np
 from benchmarks import inputs, timing
 from benchmarks.table import ROOT
 from htd_jax import config as config_lib
-from htd_jax.training import model as model_lib
+from htd_jax.models import functional
 
 PLOT = ROOT / "docs" / "images" / "scaling.png"
 NOISE = 1.25  # what two measurements of the same may differ by
@@ -49,17 +49,17 @@ def sweep(what, unit, counts, make, repeats):
 
 def gradient(batch_size, truths, image):
     """Losses and gradients of a batch."""
-    model, parameters = _detector(_config())
+    functions, parameters = _detector(_config())
     batch = jax.device_put(inputs.batch(batch_size, image, np.random.default_rng(0), truths, classes=20))
-    return timing.compiled(jax.value_and_grad(model.loss, has_aux=True), *parameters, batch, jax.random.key(0), flops=0)
+    return timing.compiled(jax.value_and_grad(functions.loss, has_aux=True), *parameters, batch, jax.random.key(0), flops=0)
 
 
 def detection(proposals, image):
     """Detections of one image."""
     config = _config()
     config.test.update(score=0.0, proposals=proposals, nms_pre=proposals)
-    model, parameters = _detector(config)
-    return timing.compiled(model.detect, *parameters, inputs.batch(1, image, np.random.default_rng(0)), flops=0)
+    functions, parameters = _detector(config)
+    return timing.compiled(functions.detect, parameters, inputs.batch(1, image, np.random.default_rng(0)), flops=0)
 
 
 def _config():
@@ -69,8 +69,8 @@ def _config():
 
 
 def _detector(config):
-    model = model_lib.functions(config)
-    return model, jax.jit(model.init)()
+    functions = functional.functions(config)
+    return functions, jax.jit(functions.init)()
 
 
 def check(found):

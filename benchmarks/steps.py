@@ -17,11 +17,12 @@ import numpy as np
 
 from benchmarks import arithmetic, inputs, models, timing, yardsticks
 from benchmarks.table import ROOT, Row
-from htd_jax import config as config_lib
-from htd_jax.models import detection, training
-from htd_jax.training import mesh as mesh_lib, model as model_lib, step as step_lib
+from htd_jax import mesh as mesh_lib
+from htd_jax.models import detect, functional, losses
+from htd_jax.training import step as step_lib
 from htd_jax.training.optimizer import sgd
 from htd_jax.training.schedule import learning_rate
+from htd_jax.training.state import init_state
 from tests.original import reference
 
 LIKELY = 150  # RoIs above .05 in an image, once a detector is trained
@@ -83,18 +84,18 @@ def measure(case, config):
 def train_step(case, config):
     """(call, compile seconds, flops, batch) of the step that train.py runs."""
     config.batch_size = case.batch
-    model, schedule = model_lib.functions(config), learning_rate(config, 1000)
+    functions, schedule = functional.functions(config), learning_rate(config, 1000)
     optimizer, mesh = sgd(config, schedule), mesh_lib.make_mesh(jax.devices()[:1])
     params, frozen = models.parameters(case.name, config)
     truths = MANY if case.what == "train many" else TRUTHS
     batch = inputs.batch(case.batch, case.image, np.random.default_rng(0), truths, SLOTS, config.model.num_classes)
     placed = mesh_lib.put_local_rows(batch, mesh)
-    gradient = jax.value_and_grad(model.loss, has_aux=True)
+    gradient = jax.value_and_grad(functions.loss, has_aux=True)
     with boxes_alone(truths, config):  # as few as there can be
         flops = arithmetic.least(gradient, params, frozen, placed, jax.random.key(0)).flops
-    started = jax.jit(lambda *given: step_lib.init_state(*given, optimizer, config.ema), out_shardings=mesh_lib.replicated(mesh))
+    started = jax.jit(lambda *given: init_state(*given, optimizer, config.ema), out_shardings=mesh_lib.replicated(mesh))
     state = started(params, frozen)
-    step, seconds = timing.compile_(step_lib.make_step(model.loss, optimizer, schedule, mesh, config), state, placed)
+    step, seconds = timing.compile_(step_lib.make_step(functions.loss, optimizer, schedule, mesh, config), state, placed)
 
     def call():
         nonlocal state
@@ -108,7 +109,7 @@ def train_step(case, config):
 
 def boxes_alone(truths, config):
     """Where BA's slots hold an image's own boxes and nothing else: the least number of positives there can be."""
-    return mock.patch.object(training, "MAX_ROI_POSITIVES", truths / config.train.roi_samples)
+    return mock.patch.object(losses, "MAX_ROI_POSITIVES", truths / config.train.roi_samples)
 
 
 def detect_step(case, config):
@@ -120,11 +121,11 @@ def detect_step(case, config):
     if case.what == "detect":
         regressed = min(LIKELY, regressed)
         config.test.score = models.score_passed_by(regressed, params, frozen, batch, config)
-    chunk = min(detection.REGRESSED_AT_ONCE, config.test.proposals)  # of which the loop counts once
-    flops = (arithmetic.least(model_lib.functions(config).detect, params, frozen, batch).flops
+    chunk = min(detect.REGRESSED_AT_ONCE, config.test.proposals)  # of which the loop counts once
+    flops = (arithmetic.least(functional.functions(config).detect, (params, frozen), batch).flops
              + case.batch * (regressed - chunk) * models.regression_flops(config))
-    step, seconds = timing.compile_(jax.jit(model_lib.functions(config).detect), params, frozen, batch)
-    return lambda: jax.block_until_ready(step(params, frozen, batch)), seconds, flops, batch
+    step, seconds = timing.compile_(jax.jit(functional.functions(config).detect), (params, frozen), batch)
+    return lambda: jax.block_until_ready(step((params, frozen), batch)), seconds, flops, batch
 
 
 def beside(case, batch):

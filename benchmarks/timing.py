@@ -1,13 +1,13 @@
 """How long a compiled function takes, the memory and arithmetic it needs, and what the device can do at best."""
 import time
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import arithmetic
-
 
 BRIEF = 2.0  # seconds
 

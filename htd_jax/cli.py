@@ -18,12 +18,13 @@ def define_config():
     return config_flags.DEFINE_config_file("config", None, "A file of configs/; its keys are set by --config.KEY=VALUE.")
 
 
-def run(main, doc):
+def run(main, doc, config_required=True):
     """Parses sys.argv, calls `main(positional arguments)` and ends the process with 2 after bad input of any kind.
 
     Args:
         main: called with the arguments that are no flags, once --config has been read and checked. May raise UserError.
         doc: what --help prints before the flags; has an example.
+        config_required: whether --config must be given. Where it need not and is not, its value is None.
     """
     if _HELP & set(sys.argv[1:]):
         print(doc.strip(), flags.FLAGS.main_module_help(), sep="\n")
@@ -31,7 +32,7 @@ def run(main, doc):
     logging.basicConfig(format="%(message)s")
     logging.getLogger("htd_jax").setLevel(logging.INFO)
     try:
-        main(_parse(sys.argv))
+        main(_parse(sys.argv, config_required))
     except UserError as error:
         sys.exit(fail(error))
 
@@ -42,15 +43,16 @@ def fail(error):
     return 2
 
 
-def _parse(argv):
+def _parse(argv, config_required):
     """Returns the positional arguments; whatever absl, ml_collections or the config file raise becomes a UserError."""
     _check_override_names(argv[1:])
     try:
         rest = flags.FLAGS(argv)[1:]
         config = flags.FLAGS.config
-        if config is None:
+        if config is not None:
+            config_lib.validate(config)
+        elif config_required:
             raise UserError("--config is missing; for example --config configs/htd_r50.py")
-        config_lib.validate(config)
     except UserError:
         raise
     except flags.Error as error:

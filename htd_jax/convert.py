@@ -14,7 +14,7 @@ import pathlib
 from absl import flags
 from flax import nnx
 
-from htd_jax import cli, tools
+from htd_jax import cli
 from htd_jax.errors import UserError
 from htd_jax.weights import files, loading, names
 
@@ -67,7 +67,7 @@ def _write_file(source, target, config, backbone):
 
 def _write_workdir(source, target, config, backbone):
     """Writes one checkpoint, step 0, with config.json and categories.json beside it."""
-    from htd_jax.training import checkpoints  # Orbax: seconds to import
+    from htd_jax import checkpoints  # Orbax: seconds to import
     if backbone:
         raise UserError("--backbone writes a .safetensors file; a workdir holds a whole detector")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -91,8 +91,8 @@ def _make(folder):
 
 def _about(source, config, tensors):
     """Returns the configuration and the categories: those of a workdir, or the one given and COCO's."""
+    from htd_jax import checkpoints
     from htd_jax.data import Category, coco_classes
-    from htd_jax.training import checkpoints
     if pathlib.Path(source).is_dir():
         categories = checkpoints.load_categories(source)
         config = checkpoints.load_config(source) if config is None else config
@@ -120,13 +120,12 @@ def _abstract(config, tensors):
 
 def _filled(config, tensors, source):
     """Returns (params, frozen), pure dicts of the parameters that training would update and of all the rest."""
-    from htd_jax.models.htd import trainable
+    from htd_jax.models import functional
     model = _abstract(config, tensors)
     loading.put(model, loading.load_into(loading.tree_of(model), tensors, source=source, backbone_only=False))
-    _, params, frozen = nnx.split(model, trainable(config.model), ...)
-    return nnx.to_pure_dict(params), nnx.to_pure_dict(frozen)
+    return functional.split(model, config)
 
 
 if __name__ == "__main__":
     cli.define_config()
-    tools.run(main, __doc__)
+    cli.run(main, __doc__, config_required=False)

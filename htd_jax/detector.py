@@ -1,5 +1,6 @@
 """`Detector`: a trained HTD for use from Python, on files, folders, arrays and PIL images."""
 import dataclasses
+import functools
 import pathlib
 import runpy
 
@@ -8,9 +9,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from htd_jax import config as config_lib
-from htd_jax.data.pictures import Pictures
+from htd_jax.data import views
+from htd_jax.data.user_images import UserImages
 from htd_jax.errors import UserError
-from htd_jax.evaluation import model, views
+from htd_jax.evaluation import restored, runner
+from htd_jax.models import functional
 
 SCORE = .3
 
@@ -33,12 +36,12 @@ class Detector:
       categories: ((id, name), ...) in the order of the labels; the ids are those of the annotations trained on.
     """
 
-    def __init__(self, config, graphdef, state, categories):
-        """Takes what `evaluation.model.restore` gives. `config.test.batch_size` images are worked on at a time."""
+    def __init__(self, config, state, categories):
+        """Takes what `evaluation.restored.restore` gives. Processes `config.test.batch_size` images at a time."""
         self.config, self.categories = config, tuple(categories)
         unnamed = range(len(self.categories), config.model.num_classes)
         self._names = (*(name for _, name in self.categories), *(f"class {i}" for i in unnamed))
-        self._detect = model.make_detect_fn(graphdef, state, config)
+        self._detect = functools.partial(runner.compile_detect(functional.functions(config).detect), (state,))
 
     @classmethod
     def from_checkpoint(cls, checkpoint, batch_size=None):
@@ -48,7 +51,7 @@ class Detector:
           checkpoint: a training workdir (its latest step) or one saved step, which bring their configuration and
             class names; or (config, checkpoint), where config is a ConfigDict or the path of a file of configs/, and
             checkpoint any of the former, a `.safetensors` or a `.pth` file. A file with 80 classes gets COCO's names.
-          batch_size: images worked on at a time; that of the configuration (`test.batch_size`) unless given.
+          batch_size: images processed at a time; that of the configuration (`test.batch_size`) unless given.
 
         Raises:
           UserError: nothing is there, or it does not fit the configuration.
@@ -57,8 +60,8 @@ class Detector:
         config = _config(config, source)
         if batch_size is not None:
             config.test.batch_size = batch_size
-        graphdef, state = model.restore(config_lib.validate(config), source)
-        return cls(config, graphdef, state, model.categories(source, config.model.num_classes))
+        state = restored.restore(config_lib.validate(config), source)
+        return cls(config, state, restored.categories(source, config.model.num_classes))
 
     def predict(self, x, score=SCORE):
         """Detects objects in one image or several.
@@ -75,27 +78,27 @@ class Detector:
         Raises:
           UserError: a file is missing or no image, an array has another dtype or shape, a folder has no image.
         """
-        pictures = Pictures(x)
-        results = [None] * len(pictures)
-        for i, result in self.stream(pictures, score):
+        images = UserImages(x)
+        results = [None] * len(images)
+        for i, result in self.stream(images, score):
             if isinstance(result, UserError):
                 raise result
             results[i] = result
-        return results[0] if pictures.single else results
+        return results[0] if images.single else results
 
-    def stream(self, pictures, score=SCORE):
+    def stream(self, images, score=SCORE):
         """Yields (i, detections) as they are done, images of one shape after another; (i, UserError) where one cannot
-        be read. `pictures`: a `Pictures`."""
+        be read. `images`: a `UserImages`."""
         if not 0 <= score <= 1:
             raise UserError(f"score (={score}) must be between 0 and 1")
-        yield from sorted(pictures.errors.items())
-        readable = pictures.readable()
+        yield from sorted(images.errors.items())
+        readable = images.readable()
         size = 1 if len(readable) == 1 else self.config.test.batch_size
         for index, batch in views.batches(readable, self.config, size):
             found = jax.device_get(self._detect(batch))
             for slot in np.flatnonzero(index >= 0):
                 i = readable.rows[index[slot]]
-                yield i, pictures.errors.get(i) or self._detections({k: v[slot] for k, v in found.items()}, score)
+                yield i, images.errors.get(i) or self._detections({k: v[slot] for k, v in found.items()}, score)
 
     def _detections(self, found, score):
         keep = found["valid"] & (found["scores"] >= score)
@@ -109,7 +112,7 @@ def _config(config, source):
     if config is None:
         if pathlib.Path(source).is_file():
             raise UserError(f"{source} has no configuration beside it: give (config, {str(source)!r})")
-        from htd_jax.training import checkpoints  # Orbax takes seconds to import, and a file of weights needs none
+        from htd_jax import checkpoints  # Orbax takes seconds to import, and a file of weights needs none
         return checkpoints.load_config(source)
     if isinstance(config, ConfigDict):
         return config.copy_and_resolve_references()

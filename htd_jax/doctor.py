@@ -18,7 +18,7 @@ import sys
 from absl import flags
 from packaging.requirements import InvalidRequirement, Requirement
 
-from htd_jax import cli, tools
+from htd_jax import cli
 from htd_jax.errors import UserError
 
 OK, WARN, FAIL = "ok", "warn", "fail"
@@ -176,4 +176,4 @@ def start(config):
 
 if __name__ == "__main__":
     cli.define_config()
-    tools.run(main, __doc__)
+    cli.run(main, __doc__, config_required=False)

@@ -15,12 +15,11 @@ import jax
 import jax.export
 import jax.numpy as jnp
 from absl import flags
-from flax import nnx
 
 from htd_jax import aot, cli
 from htd_jax.errors import UserError
-from htd_jax.evaluation import model as model_lib
-from htd_jax.models.detection import detect
+from htd_jax.evaluation import restored
+from htd_jax.models import functional
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 MULTIPLE = 32  # sides of the images, and of the padding that the detector reckons with
@@ -43,9 +42,10 @@ def export(config, checkpoint, output, shape, batch_size=1):
         raise UserError(f"--image (={','.join(map(str, shape))}): must be height and width, multiples of {MULTIPLE}")
     if batch_size < 1:
         raise UserError(f"--batch (={batch_size}): must be at least 1")
-    graphdef, state = model_lib.restore(config, checkpoint)
-    categories = model_lib.categories(checkpoint, config.model.num_classes)
-    run = jax.jit(lambda image, size: detect(nnx.merge(graphdef, state), batch_of(image, size), config))
+    state = restored.restore(config, checkpoint)
+    categories = restored.categories(checkpoint, config.model.num_classes)
+    detect = functional.functions(config).detect
+    run = jax.jit(lambda image, size: detect((state,), batch_of(image, size)))
     inputs = jax.ShapeDtypeStruct((batch_size, *shape, 3), jnp.uint8), jax.ShapeDtypeStruct((batch_size, 2), jnp.int32)
     program = jax.export.export(run, platforms=PLATFORMS)(*inputs)
     about = dict(image=dict(shape=inputs[0].shape, dtype="uint8", colours="RGB", placed="top left, the rest is not looked at"),

@@ -17,8 +17,7 @@ import sys
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image, ImageOps
-from tensorflow_datasets.core import dataset_info, example_serializer, file_adapters, naming
-from tensorflow_datasets.core import splits as splits_lib
+from tensorflow_datasets.core import dataset_info, example_serializer, file_adapters, naming, splits as splits_lib
 from tqdm import tqdm
 
 from htd_jax.data import coco, images

@@ -12,7 +12,7 @@ sys.path.insert(0, str(ROOT))
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
-from htd_jax.training import model  # noqa: E402
+from htd_jax.models import functional  # noqa: E402
 
 
 def functions(config):
@@ -32,7 +32,8 @@ def functions(config):
         value = jnp.mean((x.sum(1) - batch["valid"].sum(1)) ** 2)
         return value, dict(loss=value, loss_count=value)
 
-    def detect(params, frozen, batch):
+    def detect(states, batch):
+        params, frozen = states
         count = batch["image"].shape[0]
         x = features(params, frozen, batch["image"])
         boxes = jnp.tile(jnp.array([4.0, 4, 40, 40]), (count, config.test.max_detections, 1))
@@ -40,9 +41,9 @@ def functions(config):
                     labels=jnp.zeros(boxes.shape[:2], jnp.int32),
                     valid=jnp.tile(jnp.arange(config.test.max_detections) == 0, (count, 1)))
 
-    return model.Functions(init, None, loss, detect)
+    return functional.Functions(None, init, loss, detect)
 
 
 if __name__ == "__main__":
-    model.functions = functions
+    functional.functions = functions
     runpy.run_path(str(ROOT / "train.py"), run_name="__main__")

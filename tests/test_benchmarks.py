@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from benchmarks import arithmetic, inputs, layers, operators, parts, scaling, start, steps, table, timing
 from htd_jax.ops.roi_align import roi_align
-import tiny
 
 IMAGE = (64, 96)
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx, traverse_util
 
+from htd_jax import checkpoints
 from htd_jax.config import default_config
 from htd_jax.convert import convert
 from htd_jax.errors import UserError
 from htd_jax.models.htd import build
-from htd_jax.training import checkpoints
 from htd_jax.weights import files, loading
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -66,7 +66,7 @@ def test_workdir_holds_what_training_saves(original, tmp_path):
     state = tmp_path / "run" / "checkpoints" / "0" / "state"
     tree = checkpoints.ocp.StandardCheckpointer().metadata(state).item_metadata.tree
     paths = {part: {".".join(key) for key in traverse_util.flatten_dict(tree[part])} for part in ("params", "frozen")}
-    assert "backbone.layer2.0.conv1.kernel" in paths["params"] and "backbone.conv1.kernel" in paths["frozen"]
+    assert "backbone.layer2.0.conv1.kernel" in paths["params"] and "backbone.stem.conv1.kernel" in paths["frozen"]
     assert "backbone.layer4.0.bn1.mean" in paths["frozen"] and not paths["params"] & paths["frozen"]
 
 

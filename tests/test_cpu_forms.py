@@ -6,9 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from htd_jax.ops import conv as conv_lib, roi_align
-from htd_jax.ops.conv import conv, kernel_gradient
-from htd_jax.ops.crop_conv import crop_conv, crop_conv_prepared, prepared
+from htd_jax.ops import crop_products as products, roi_align
+from htd_jax.ops.conv import conv
+from htd_jax.ops.cpu import conv as cpu_conv, roi_align as cpu_roi_align
+from htd_jax.ops.cpu.conv import kernel_gradient
+from htd_jax.ops.cpu.crop_conv import crop_conv, crop_conv_prepared, prepared
 
 
 def draw(*shape):
@@ -38,13 +40,13 @@ def weights(boxes, shape):
 @pytest.mark.parametrize("shape", [(100, 90), (30, 44)], ids=["windows", "small map"])
 @pytest.mark.parametrize("windows", [(10,), (6, 20), ()])
 def test_roi_align(shape, windows, monkeypatch):
-    monkeypatch.setattr(roi_align, "WINDOWS", windows)
-    monkeypatch.setattr(roi_align, "CHUNK", 16), monkeypatch.setattr(roi_align, "CPU_CHUNK", 8)
+    monkeypatch.setattr(cpu_roi_align, "WINDOWS", windows)
+    monkeypatch.setattr(products, "CHUNK", 16), monkeypatch.setattr(cpu_roi_align, "CHUNK", 8)
     features, (wy, wx) = draw(*shape, 8), weights(rois(50, [4 * s for s in shape]), shape)
-    forms = roi_align._by_windows, roi_align._in_chunks
+    forms = cpu_roi_align.by_windows, products.by_products
     windows, chunks = (jax.jit(lambda *a, form=form: form(*a))(features, wy, wx) for form in forms)
     check_close(windows, chunks)
-    forms = roi_align._windows_backward, roi_align._chunks_backward
+    forms = cpu_roi_align.windows_backward, products.products_backward
     windows, chunks = (jax.jit(lambda *a, form=form: form(*a))(chunks, wy, wx) for form in forms)
     check_close(windows, chunks)
 
@@ -58,7 +60,7 @@ def test_roi_align_under_vmap_and_grad():
 
     def plain(features, boxes):
         wy, wx = weights(boxes, features.shape)
-        return roi_align._contract(features, jnp.where(where[:, None, None], wy, 0), wx)
+        return products.contract(features, jnp.where(where[:, None, None], wy, 0), wx)
 
     ours = lambda features, boxes: roi_align.roi_align(features, boxes, 4, where)
     gradients = [jax.jit(jax.value_and_grad(functools.partial(loss, crop)))(features) for crop in (ours, plain)]
@@ -82,10 +84,10 @@ def test_crop_conv(shape):
         check_close(actual, expected)
 
 
-@pytest.mark.parametrize("large", [conv_lib.LARGE, 50], ids=["whole", "image by image"])
+@pytest.mark.parametrize("large", [cpu_conv.LARGE, 50], ids=["whole", "image by image"])
 @pytest.mark.parametrize("size, stride", [(1, 1), (1, 2), (3, 1), (3, 2)])
 def test_gradient_of_conv(size, stride, large, monkeypatch):
-    monkeypatch.setattr(conv_lib, "LARGE", large)
+    monkeypatch.setattr(cpu_conv, "LARGE", large)
     x, kernel, pad = draw(2, 9, 12, 4), draw(size, size, 4, 6), (size - 1) // 2
     arguments = ((stride, stride), ((pad, pad), (pad, pad)))
     more = dict(feature_group_count=1, lhs_dilation=(1, 1), rhs_dilation=(1, 1), dimension_numbers=("NHWC", "HWIO", "NHWC"))

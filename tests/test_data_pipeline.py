@@ -9,7 +9,7 @@ import pytest
 import synthetic_coco
 from ml_collections import ConfigDict
 
-from htd_jax.data import images, pipeline, transforms
+from htd_jax.data import images, padding, pipeline, transforms
 from htd_jax.data.coco import CocoDataset
 from htd_jax.errors import UserError
 
@@ -149,7 +149,7 @@ def test_far_steps_are_as_cheap(dataset):
 
 def test_multi_scale_draws_one_scale_per_batch_from_static_shapes(dataset):
     config = make_config(scale=(256, 128), short_range=(64, 192))
-    shapes, shorts = transforms.buckets((256, 128), (64, 192)), set()
+    shapes, shorts = padding.buckets((256, 128), (64, 192)), set()
     for batch in take(30, dataset, config):
         assert batch["image"].shape[1:3] in shapes
         short = {int(size.min()) for size, (w, h) in zip(batch["size"], 1 / batch["scale"]) if size.max() < 256}

@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from htd_jax.data import images, transforms
+from htd_jax.data import images, padding, transforms
 
 SCALES = [((1333, 800), None), ((512, 320), None), ((1600, 800), None), ((1600, 800), (400, 1400)), ((512, 320), (200, 600))]
 
@@ -33,46 +33,46 @@ def test_flipping_twice_is_nothing(rng):
 
 
 def test_published_buckets():
-    assert transforms.buckets((1333, 800)) == ((1344, 800), (800, 1344))
-    assert transforms.buckets((512, 320)) == ((512, 320), (320, 512))
-    assert transforms.buckets((224, 224)) == ((224, 224),)
-    shapes = transforms.buckets((1600, 800), (400, 1400))
+    assert padding.buckets((1333, 800)) == ((1344, 800), (800, 1344))
+    assert padding.buckets((512, 320)) == ((512, 320), (320, 512))
+    assert padding.buckets((224, 224)) == ((224, 224),)
+    shapes = padding.buckets((1600, 800), (400, 1400))
     assert len(shapes) == 10 and shapes[0] == (1600, 608) and shapes[-1] == (1408, 1600)
 
 
 @pytest.mark.parametrize("scale, short_range", SCALES)
 @pytest.mark.parametrize("lying", [False, True])
 def test_some_bucket_holds_every_batch_of_one_orientation(rng, scale, short_range, lying):
-    shapes = transforms.buckets(scale, short_range)
+    shapes = padding.buckets(scale, short_range)
     used = set()
     for _ in range(200):
         sizes = np.sort(rng.integers(1, 3000, (4, 2)), 1)
         short = scale[1] if short_range is None else rng.integers(*short_range, endpoint=True)
         sizes = [images.resized_shape(*(size if lying else size[::-1]), (scale[0], short)) for size in sizes]
-        shape = transforms.padded_shape(sizes, "bucket", shapes)
+        shape = padding.padded_shape(sizes, "bucket", shapes)
         assert (np.max(sizes, 0) <= shape).all() and shape[0] % 32 == shape[1] % 32 == 0
         used.add(shape)
     assert used <= set(shapes)
 
 
 def test_exact_padding():
-    assert transforms.padded_shape([(800, 1067)], "exact", ()) == (800, 1088)
-    assert transforms.padded_shape([(800, 1067), (666, 1333)], "exact", ()) == (800, 1344)
+    assert padding.padded_shape([(800, 1067)], "exact", ()) == (800, 1088)
+    assert padding.padded_shape([(800, 1067), (666, 1333)], "exact", ()) == (800, 1344)
 
 
 def test_bucket_is_the_smallest_that_holds():
-    shapes = transforms.buckets((1600, 800), (400, 1400))
-    assert transforms.padded_shape([(1200, 1600)], "bucket", shapes) == (1216, 1600)
-    assert transforms.padded_shape([(1200, 1600), (1300, 1500)], "bucket", shapes) == (1408, 1600)
+    shapes = padding.buckets((1600, 800), (400, 1400))
+    assert padding.padded_shape([(1200, 1600)], "bucket", shapes) == (1216, 1600)
+    assert padding.padded_shape([(1200, 1600), (1300, 1500)], "bucket", shapes) == (1408, 1600)
     with pytest.raises(ValueError, match="one orientation"):
-        transforms.padded_shape([(800, 1344), (1344, 800)], "bucket", transforms.buckets((1333, 800)))
+        padding.padded_shape([(800, 1344), (1344, 800)], "bucket", padding.buckets((1333, 800)))
 
 
 @pytest.mark.parametrize("counts, expected", [([], 8), ([0], 8), ([8, 3], 8), ([9], 16), ([93, 1], 96)])
 def test_slots(counts, expected):
-    assert transforms.slots(counts) == expected
+    assert padding.slots(counts) == expected
 
 
 def test_pad_rows():
-    padded = transforms.pad_rows(np.ones((2, 4), np.float32), 5)
+    padded = padding.pad_rows(np.ones((2, 4), np.float32), 5)
     assert padded.shape == (5, 4) and padded.dtype == np.float32 and padded.sum() == 8

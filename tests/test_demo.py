@@ -6,9 +6,9 @@ import pytest
 
 from htd_jax.data import open_dataset
 from htd_jax.data.demo import DemoDataset
-from htd_jax.data.demo_painting import paint
-from htd_jax.data.demo_scenes import SIZE, VISIBLE, Layout, layout
-from htd_jax.data.demo_sources import CLASSES, LETTERS, PHOTOS, load
+from htd_jax.data.demo.painting import paint
+from htd_jax.data.demo.scenes import SIZE, VISIBLE, Layout, layout
+from htd_jax.data.demo.sources import CLASSES, LETTERS, PHOTOS, load
 from htd_jax.errors import UserError
 
 

@@ -14,15 +14,16 @@ from flax import nnx
 from PIL import Image
 
 import htd_jax
+from htd_jax import checkpoints
 from htd_jax.config import default_config
 from htd_jax.data.coco_classes import NAMES
 from htd_jax.data.records import Category
 from htd_jax.detector import Detection, Detector
 from htd_jax.errors import UserError
-from htd_jax.evaluation import model as model_lib
-from htd_jax.models.detection import detect
+from htd_jax.evaluation import restored, runner
+from htd_jax.models import functional
+from htd_jax.models.detect import detect
 from htd_jax.models.htd import build
-from htd_jax.training import checkpoints
 from htd_jax.weights import files, loading
 
 
@@ -65,7 +66,7 @@ def stand_in(model, batch, config):
 @pytest.fixture(scope="module")
 def detector(weights):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model_lib, "detect", stand_in)
+        patch.setattr(functional, "detect", stand_in)
         yield Detector.from_checkpoint((small(), weights))
 
 
@@ -162,8 +163,8 @@ def test_bad_files_are_named_and_do_not_stop_the_others(detector, folder, tmp_pa
     for name in ("text.jpg", "cut.png"):
         with pytest.raises(UserError, match=name):
             detector.predict(tmp_path / name)
-    from htd_jax.data.pictures import Pictures
-    pictures = Pictures([tmp_path, folder / "0.png"])
+    from htd_jax.data.user_images import UserImages
+    pictures = UserImages([tmp_path, folder / "0.png"])
     results = dict(detector.stream(pictures))
     assert [type(results[i]) for i in range(3)] == [UserError, UserError, list]
     assert results[2] == detector.predict(folder / "0.png")
@@ -193,7 +194,7 @@ def test_checkpoint_forms_and_their_errors(weights, tmp_path, detector):
 
 def test_a_workdir_brings_its_configuration_and_names(weights, tmp_path, detector):
     config, names = small(), ("ant", "bee", "cat", "dog", "eel")
-    graphdef, tree = model_lib.restore(config, weights)
+    tree = restored.restore(config, weights)
     state = {"params": {k: v for k, v in tree.items() if k != "backbone"}, "frozen": {"backbone": tree["backbone"]}}
     checkpoints.write_about(tmp_path, config, [Category(3 * i, name) for i, name in enumerate(names)])
     with checkpoints.Checkpoints(tmp_path) as written:
@@ -204,9 +205,9 @@ def test_a_workdir_brings_its_configuration_and_names(weights, tmp_path, detecto
         found = trained.predict(pixels())
         assert [(d.label, d.score, d.box) for d in found] == [
             (names[d.label_id], d.score, d.box) for d in detector.predict(pixels())]
-    model_lib.check_classes(trained.categories, config, tmp_path)
+    restored.check_classes(trained.categories, config, tmp_path)
     with pytest.raises(UserError, match=r"was trained on 5 classes \(ant, .*\), but the annotations list 1 classes \(ant\)"):
-        model_lib.check_classes(trained.categories[:1], config, tmp_path)
+        restored.check_classes(trained.categories[:1], config, tmp_path)
     with pytest.raises(UserError, match="has no checkpoint"):
         Detector.from_checkpoint(tmp_path / "checkpoints" / "8")
 
@@ -231,12 +232,12 @@ def test_threads_may_share_a_detector(detector):
 @pytest.mark.slow
 def test_restored_model_is_the_model(weights):
     config = small()
-    graphdef, state = model_lib.restore(config, weights)
+    state = restored.restore(config, weights)
     model = build(config.model, nnx.Rngs(1))
     loading.load(weights, model)
     batch = {"image": np.random.default_rng(0).integers(0, 256, (1, 64, 96, 3), np.uint8), "size": np.int32([[64, 96]]),
              "padded": np.int32([[64, 96]]), "scale": np.ones((1, 2), np.float32)}
     expected = jax.jit(lambda m, b: detect(m, b, config))(model, batch)
-    found = model_lib.make_detect_fn(graphdef, state, config)(batch)
+    found = runner.compile_detect(functional.functions(config).detect)((state,), batch)
     assert found["valid"].any()
     np.testing.assert_allclose(found["boxes"], expected["boxes"], atol=1e-4)

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from htd_jax.models.border import Border
+from htd_jax.models.ba import BA
+from htd_jax.models.losses import POSITIVES_AT_ONCE, regress_positives
 from htd_jax.models.rpn import RPNHead
-from htd_jax.models.training import POSITIVES_AT_ONCE, regress_positives
-from htd_jax.ops import roi_align
+from htd_jax.ops import pyramid as pyramid_lib
 from htd_jax.ops.anchors import grid_anchors
 
 CHANNELS = 8
@@ -61,16 +61,16 @@ def test_the_head_at_sampled_anchors_is_the_head_there(size):
 def test_positives_are_regressed_as_if_all_were(positives):
     slots = POSITIVES_AT_ONCE * 2 + 3  # not a whole number of chunks
     positive = jnp.arange(slots) < jnp.asarray(positives)[:, None]
-    border = Border(CHANNELS, 18, 12, 6, rngs=nnx.Rngs(0))
+    ba = BA(CHANNELS, 18, 12, 6, rngs=nnx.Rngs(0))
     crops, own, context = draw(2, 4, slots, 7, 7, CHANNELS), draw(2, slots, 7, 7, CHANNELS, seed=1), draw(2, CHANNELS, seed=2)
 
-    def all_of_them(border, crops, own, context, positive):
+    def all_of_them(ba, crops, own, context, positive):
         flat = lambda x: x.reshape(-1, *x.shape[2:])
         levels = jnp.stack([flat(level) for level in jnp.moveaxis(crops, 1, 0)])
-        return border(levels, flat(own), jnp.repeat(context, slots, axis=0)).reshape(2, slots, 4)
+        return ba(levels, flat(own), jnp.repeat(context, slots, axis=0)).reshape(2, slots, 4)
 
     masked = lambda form: lambda *a: jnp.where(positive[..., None], form(*a), 0)
-    ours, plain = (gradients(masked(form), border, crops, own, context, positive) for form in (regress_positives, all_of_them))
+    ours, plain = (gradients(masked(form), ba, crops, own, context, positive) for form in (regress_positives, all_of_them))
     for _, (by_parameter, _) in (ours, plain):
         by_parameter["att_conv2"].pop("bias")  # 0 in theory: softmax over the levels takes it away
     check_close(ours, plain, 2e-5)
@@ -78,10 +78,10 @@ def test_positives_are_regressed_as_if_all_were(positives):
 
 def test_skipped_positives_cost_nothing():
     """Of slots without positives not even a nan comes through: BA is not computed there."""
-    border, crops = Border(CHANNELS, 18, 12, 6, rngs=nnx.Rngs(0)), draw(1, 4, POSITIVES_AT_ONCE * 2, 7, 7, CHANNELS)
+    ba, crops = BA(CHANNELS, 18, 12, 6, rngs=nnx.Rngs(0)), draw(1, 4, POSITIVES_AT_ONCE * 2, 7, 7, CHANNELS)
     crops = crops.at[:, :, POSITIVES_AT_ONCE:].set(jnp.nan)
     positive = jnp.arange(POSITIVES_AT_ONCE * 2)[None] < 3
-    deltas = jax.jit(lambda *a: regress_positives(border, *a))(crops, crops[:, 0], draw(1, CHANNELS), positive)
+    deltas = jax.jit(lambda *a: regress_positives(ba, *a))(crops, crops[:, 0], draw(1, CHANNELS), positive)
     assert np.isfinite(deltas).all() and (deltas[:, POSITIVES_AT_ONCE:] == 0).all() and (deltas[:, 0] != 0).all()
 
 
@@ -93,13 +93,13 @@ def test_both_crops_of_stage_1_are_the_two_kinds_of_crops():
     where = jnp.arange(9) % 3 > 0
 
     def apart(maps):
-        own = roi_align.crop_own_level(maps, rois)
-        every = roi_align.crop_all_levels(maps, rois[:9], own[:9])
-        here = jnp.arange(4)[:, None] == roi_align.roi_levels(rois[:9])
+        own = pyramid_lib.crop_own_level(maps, rois)
+        every = pyramid_lib.crop_all_levels(maps, rois[:9], own[:9])
+        here = jnp.arange(4)[:, None] == pyramid_lib.roi_levels(rois[:9])
         return own, jnp.where((where | here)[..., None, None, None], every, 0)
 
     def both(maps):
-        return roi_align.crop_own_and_all_levels(maps, rois, where)
+        return pyramid_lib.crop_own_and_all_levels(maps, rois, where)
 
     def value_and_gradient(form):
         total = lambda maps: sum((x * draw(*x.shape, seed=k)).sum() for k, x in enumerate(form(maps)))
@@ -119,10 +119,10 @@ def test_gradient_of_extended_edges(padded):
                              for n, end in zip(features.shape, padded))
             return features[rows][:, columns]
         return [jnp.stack([one(x, end, stride) for x, end in zip(features, ends)])
-                for features, stride in zip(maps, roi_align.STRIDES)]
+                for features, stride in zip(maps, pyramid_lib.STRIDES)]
 
     def value_and_gradient(form):
         total = lambda maps: sum((x * draw(*x.shape, seed=k)).sum() for k, x in enumerate(form(maps)))
         return form(maps), jax.grad(total)(maps)
 
-    check_close(value_and_gradient(lambda maps: roi_align.extend_edges(maps, ends)), value_and_gradient(plain), 1e-6)
+    check_close(value_and_gradient(lambda maps: pyramid_lib.extend_edges(maps, ends)), value_and_gradient(plain), 1e-6)

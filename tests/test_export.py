@@ -6,13 +6,12 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from test_detector import small, write_weights
 
 from htd_jax import export
 from htd_jax.errors import UserError
-from htd_jax.evaluation import model as model_lib
-from htd_jax.models.detection import detect
-from test_detector import small, write_weights
+from htd_jax.evaluation import restored
+from htd_jax.models import functional
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +30,10 @@ def test_program_and_labels(weights, tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3), np.uint8)
     size = np.int32([(64, 96), (30, 50)])
     found = program.call(image, size)
-    graphdef, state = model_lib.restore(config, weights)
+    state = restored.restore(config, weights)
     padded = np.int32([(64, 96), (32, 64)])
     batch = dict(image=image, size=size, padded=padded, scale=np.ones((2, 2), np.float32))
-    expected = jax.jit(lambda batch: detect(nnx.merge(graphdef, state), batch, config))(batch)
+    expected = jax.jit(functional.functions(config).detect)((state,), batch)
     assert found["valid"].sum() > 10
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-4, err_msg=name)

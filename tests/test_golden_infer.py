@@ -1,6 +1,5 @@
 """Every figure of the original for one image, from the backbone to the detections."""
 import pytest
-
 from original import infer, reference
 
 

@@ -1,6 +1,5 @@
 """Detections on photographs of COCO, by `eval.py` from a `.pth` of the original's form."""
 import pytest
-
 from original import photographs
 
 pytestmark = pytest.mark.slow

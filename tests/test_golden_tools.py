@@ -1,7 +1,6 @@
 """The measuring itself: what is wrong must not pass."""
 import numpy as np
 import pytest
-
 from original import figures, reference
 
 BOXES = np.float64([[0, 0, 10, 10], [20, 20, 40, 60], [5, 5, 15, 15]])

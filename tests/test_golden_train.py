@@ -1,10 +1,10 @@
 """Losses, gradients, samples and targets of one batch beside the original's, from the golden proposals."""
 import numpy as np
 import pytest
-
-from htd_jax.ops.sampling import sample
 from original import reference, train
 from original.figures import same_rows
+
+from htd_jax.ops.sampling import sample
 
 
 @pytest.fixture(scope="module", params=["htd_r50", pytest.param("htd_r101_dcn", marks=pytest.mark.slow)])

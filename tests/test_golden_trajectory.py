@@ -1,6 +1,5 @@
 """SGD steps take the original's path: the training step on synthetic batches, and pipeline and step on photographs."""
 import pytest
-
 from original import reference, trajectory
 
 pytestmark = pytest.mark.slow

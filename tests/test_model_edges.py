@@ -6,18 +6,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-
-from htd_jax.config import default_config
-from htd_jax.models import training
-from htd_jax.models.detection import detect
-from htd_jax.models.htd import build, trainable
-from htd_jax.models.resnet import ResNet
-from htd_jax.models.training import losses
-from htd_jax.training import model as training_model
-from htd_jax.weights import loading
 from original import reference
 from original.figures import match
 from original.train import observe
+
+from htd_jax.config import default_config
+from htd_jax.models import functional
+from htd_jax.models.detect import detect
+from htd_jax.models.htd import build, trainable
+from htd_jax.models.losses import losses
+from htd_jax.models.proposals import batch_proposals
+from htd_jax.models.resnet import ResNet
+from htd_jax.weights import loading
 
 SHAPE, CLASSES, PROPOSALS = (64, 96), 3, 50
 LOSSES = {"loss_rpn_cls", "loss_rpn_bbox", "loss_global", "s0.loss_cls", "s0.acc", "s0.loss_bbox",
@@ -63,7 +63,7 @@ def batch(counts, slots=8, seed=0):
 @functools.cache
 def gradients_from_proposals():
     """Jitted: params, frozen, batch, key, (boxes, valid) -> ((total, (logs, seen)), gradients)."""
-    return jit(jax.value_and_grad(observe(training_model.functions(settings()).loss), has_aux=True))
+    return jit(jax.value_and_grad(observe(functional.functions(settings()).loss), has_aux=True))
 
 
 @functools.cache
@@ -175,7 +175,7 @@ def test_anchors_beyond_the_originals_padding_never_win():
     beyond = [np.repeat((np.arange(h) >= -(-32 // s))[:, None] | (np.arange(w) >= -(-64 // s))[None], 3)
               for (h, w), s in zip(shapes, (4, 8, 16, 32, 64))]
     loud = [np.where(mask, 100, level) for mask, level in zip(beyond, logits)]
-    run = jit(lambda levels: training.batch_proposals(
+    run = jit(lambda levels: batch_proposals(
         levels, deltas, shapes, np.int32([(30, 60)]), np.int32([(32, 64)]), settings().test))
     for ours, other in zip(run(logits), run(loud)):
         np.testing.assert_array_equal(ours, other)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from htd_jax.ops import anchors, boxes, deform_conv, matching, nms, roi_align, soft_nms
+from htd_jax.ops import anchors, boxes, deform_conv, matching, nms, pyramid, roi_align, soft_nms
 
 GOLDEN = np.load(pathlib.Path(__file__).parent / "golden" / "ops.npz")
 STDS = {"rpn": (1, 1, 1, 1), "s0": (0.1, 0.1, 0.2, 0.2), "s1": (0.05, 0.05, 0.1, 0.1)}
@@ -40,15 +40,8 @@ def test_roi_align(level):
     assert_close(jnp.moveaxis(backward(channels_last(get("grad_out")))[0], -1, 1), get("grad_feat"))
 
 
-def test_roi_align_in_chunks(monkeypatch):
-    features, rois = channels_last(GOLDEN["roi_align/p2/feat"])[0], jnp.asarray(GOLDEN["roi_align/p2/rois"][:, 1:])
-    whole = roi_align.roi_align(features, rois, 4)
-    monkeypatch.setattr(roi_align, "CHUNK", 5)
-    assert_close(roi_align.roi_align(features, rois, 4), whole, 1e-6)
-
-
 def test_roi_levels():
-    levels = jax.jit(roi_align.roi_levels)(GOLDEN["roi_level/rois"][:, 1:])
+    levels = jax.jit(pyramid.roi_levels)(GOLDEN["roi_level/rois"][:, 1:])
     np.testing.assert_array_equal(levels, GOLDEN["roi_level/level"])
 
 

@@ -6,20 +6,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from htd_jax import config as config_lib
+from htd_jax import checkpoints as checkpoints_lib, config as config_lib, mesh as mesh_lib
+from htd_jax.checkpoints import Checkpoints
 from htd_jax.errors import UserError
-from htd_jax.training import checkpoints as checkpoints_lib
-from htd_jax.training import mesh as mesh_lib
 from htd_jax.training import optimizer as optimizer_lib
-from htd_jax.training import step as step_lib
-from htd_jax.training.checkpoints import Checkpoints
+from htd_jax.training.state import init_state
 
 
 def make_state(step=0, width=3, ema=0.0):
     params = {"neck": {"convs": {0: {"kernel": jax.random.normal(jax.random.key(step), (4000, width))}, 1: {"kernel": jnp.ones(2)}}}}
     frozen = {"neck": {"mean": jnp.full(2, 7.0)}}
     sgd = optimizer_lib.sgd(config_lib.default_config(), lambda _: 0.1)
-    state = step_lib.init_state(params, frozen, sgd, ema) | {"step": jnp.int32(step)}
+    state = init_state(params, frozen, sgd, ema) | {"step": jnp.int32(step)}
     return mesh_lib.replicate(state, mesh_lib.make_mesh(jax.devices()[:1]))
 
 

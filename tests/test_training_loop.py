@@ -7,8 +7,9 @@ import pytest
 import stand_in
 import tiny
 
+from htd_jax import checkpoints
 from htd_jax.errors import UserError
-from htd_jax.training import checkpoints, loop
+from htd_jax.training import loop
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +21,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def light(monkeypatch):
-    monkeypatch.setattr(loop.model_lib, "functions", stand_in.functions)
+    monkeypatch.setattr(loop.functional, "functions", stand_in.functions)
 
 
 def rows(workdir, name="metrics.jsonl"):

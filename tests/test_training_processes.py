@@ -13,7 +13,7 @@ import pytest
 import stand_in
 import tiny
 
-from htd_jax.training import checkpoints
+from htd_jax import checkpoints
 
 PROGRAM = stand_in.ROOT / "tests" / "stand_in.py"
 

@@ -4,12 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from htd_jax import config as config_lib
+from htd_jax import config as config_lib, mesh as mesh_lib
 from htd_jax.errors import UserError
-from htd_jax.training import mesh as mesh_lib
-from htd_jax.training import optimizer as optimizer_lib
-from htd_jax.training import schedule as schedule_lib
-from htd_jax.training import step as step_lib
+from htd_jax.training import optimizer as optimizer_lib, schedule as schedule_lib, step as step_lib
+from htd_jax.training.state import init_state
 
 
 def loss_fn(params, frozen, batch, key):
@@ -27,7 +25,7 @@ def start(**keys):
     schedule = schedule_lib.learning_rate(config, 10)
     sgd = optimizer_lib.sgd(config, schedule)
     params = {"layers": {0: {"kernel": jnp.ones((3, 2))}}}
-    state = mesh_lib.replicate(step_lib.init_state(params, {"bias": jnp.ones(2)}, sgd, config.ema), mesh)
+    state = mesh_lib.replicate(init_state(params, {"bias": jnp.ones(2)}, sgd, config.ema), mesh)
     return step_lib.make_step(loss_fn, sgd, schedule, mesh, config), state, mesh
 
 

@@ -124,7 +124,7 @@ def test_backbone_alone_is_enough_to_start(config, prefix, head, caplog):
     tree = tree_like(checkpoint(config))
     with caplog.at_level(logging.WARNING):
         filled = loading.load_into(tree, loading.canonical(tensors), source="resnet.pth")
-    assert np.array_equal(filled["backbone"]["conv1"]["kernel"], tensors[prefix + "conv1.weight"].transpose(2, 3, 1, 0))
+    assert np.array_equal(filled["backbone"]["stem"]["conv1"]["kernel"], tensors[prefix + "conv1.weight"].transpose(2, 3, 1, 0))
     assert filled["neck"]["fpn_convs"][0]["kernel"] is tree["neck"]["fpn_convs"][0]["kernel"]
     assert "stay at their initial values" in caplog.text and "resnet.pth" in caplog.text
     expected = sum("backbone." not in name or "conv_offset" in name for name in loading.canonical(checkpoint(config)))

@@ -51,7 +51,7 @@ def test_kernels_turn_and_norms_do_not():
     assert names.model_path("backbone.layer2.0.downsample.1.running_var") == "backbone.layer2.0.downsample.bn.var"
     assert names.model_path("backbone.layer2.0.conv2.conv_offset.bias") == "backbone.layer2.0.conv2.offset.bias"
     assert names.model_path("roi_head.bbox_head.1.fcs.2.weight") == "pgraph.fcs.1.kernel"
-    assert names.model_path("roi_head.bbox_roi_extractor.1.att.3.bias") == "border.att_conv2.bias"
+    assert names.model_path("roi_head.bbox_roi_extractor.1.att.3.bias") == "ba.att_conv2.bias"
 
 
 @pytest.mark.parametrize("name", ["fc.weight", "backbone.layer1.0.se.weight", "backbone.conv1.running_mean",

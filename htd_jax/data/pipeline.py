@@ -18,7 +18,7 @@ import grain
 import numpy as np
 from absl import logging
 
-from htd_jax.data import images, transforms
+from htd_jax.data import images, padding, transforms
 from htd_jax.errors import UserError
 
 ENDLESS = 2**40  # steps
@@ -98,9 +98,9 @@ class _TrainPlan:
         self._next = np.empty(len(dataset), np.int64)  # row after each in its group, for unreadable images
         for group in self._groups:
             self._next[group] = np.roll(group, -1)
-        self._slots = transforms.slots([int((~dataset.record(i).crowd).sum()) for i in range(len(dataset))])
+        self._slots = padding.slots([int((~dataset.record(i).crowd).sum()) for i in range(len(dataset))])
         self._short_range = config.data.get("short_range")
-        self._shapes = transforms.buckets(config.data.scale, self._short_range)
+        self._shapes = padding.buckets(config.data.scale, self._short_range)
         self._steps = steps_per_epoch(dataset, config)
         self._order = functools.lru_cache(maxsize=2)(self._epoch_order)
 
@@ -112,7 +112,7 @@ class _TrainPlan:
         scale = self._scale(rng)
         flips = rng.random(len(indices)) < self._data.flip
         sizes = [images.resized_shape(*self._sizes[i], scale) for i in indices]
-        shape, padded = transforms.padded_shape(sizes, self._data.pad_to, self._shapes), transforms.exact_shape(sizes)
+        shape, padded = padding.padded_shape(sizes, self._data.pad_to, self._shapes), padding.exact_shape(sizes)
         planned = [_Row(int(i), size, bool(flip)) for i, size, flip in zip(indices, sizes, flips)]
         batch = _empty_batch(rows.stop - rows.start, shape)
         batch["padded"][:] = padded
@@ -132,7 +132,7 @@ class _TrainPlan:
         rng = np.random.default_rng((self._seed, ORDER, epoch))
         batches = []
         for group in self._groups:
-            count = transforms.round_up(len(group), self._batch_size)
+            count = padding.round_up(len(group), self._batch_size)
             batches.append(np.resize(rng.permutation(group), count).reshape(-1, self._batch_size))
         return rng.permutation(np.concatenate(batches))
 
@@ -167,8 +167,8 @@ class _TrainPlan:
         for k, (record, flip, _) in enumerate(filled):
             kept = ~record.crowd
             mine = transforms.transform_boxes(record.boxes[kept], batch["scale"][k], batch["size"][k], flip)
-            boxes.append(transforms.pad_rows(mine, self._slots))
-            labels.append(transforms.pad_rows(record.labels[kept], self._slots))
+            boxes.append(padding.pad_rows(mine, self._slots))
+            labels.append(padding.pad_rows(record.labels[kept], self._slots))
             valid.append(np.arange(self._slots) < len(mine))
         return dict(boxes=np.stack(boxes), labels=np.stack(labels), valid=np.stack(valid))
 
@@ -178,11 +178,11 @@ class _EvalPlan:
 
     def __init__(self, dataset, pad_to, scale, batch_size):
         self._dataset, self._batch_size = dataset, batch_size
-        shapes = transforms.buckets(scale)
+        shapes = padding.buckets(scale)
         self._sizes = [images.resized_shape(*size, scale) for size in _sizes(dataset).tolist()]
         by_shape = {}
         for index, size in enumerate(self._sizes):
-            by_shape.setdefault(transforms.padded_shape([size], pad_to, shapes), []).append(index)
+            by_shape.setdefault(padding.padded_shape([size], pad_to, shapes), []).append(index)
         self.batches = [(shape, members[i : i + batch_size])
                         for shape, members in sorted(by_shape.items()) for i in range(0, len(members), batch_size)]
 
@@ -193,7 +193,7 @@ class _EvalPlan:
         for k, index in enumerate(members[rows]):
             row = _Row(index, self._sizes[index])
             _put(batch, k, row, self._dataset.record(index), self._dataset.image(index))
-            batch["padded"][k] = transforms.exact_shape([row.size])
+            batch["padded"][k] = padding.exact_shape([row.size])
         return batch
 
 

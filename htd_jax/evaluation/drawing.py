@@ -7,6 +7,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 SMALLEST = 320  # pixels of the longer side of a drawn picture: labels on a smaller one cannot be read
+THRESHOLD = .3  # score from which a detection is drawn and counted as a claim
+SHEET = 12  # images on a sheet
 
 
 def draw(image, boxes, labels, scores=None, names=None):
@@ -64,6 +66,26 @@ def grid(pictures, columns=None, cell=(640, 480), gap=8):
         x, y = (i % columns) * (cell[0] + gap), (i // columns) * (cell[1] + gap)
         sheet.paste(fitted, (x + (cell[0] - fitted.width) // 2, y + (cell[1] - fitted.height) // 2))
     return sheet
+
+
+def write_sheet(path, dataset, detections):
+    """Writes a grid of a data set's first images, with the detections of at least `THRESHOLD`.
+
+    Args:
+      path: where to; its suffix is the format.
+      dataset: gives `categories`, `record(i)` and `image(i)`.
+      detections: list over the rows of `dataset` of dicts of arrays, as `runner.collect` gives them.
+    """
+    names = [category.name for category in dataset.categories]
+    pictures = [_claims(dataset.image(i), found, names) for i, found in enumerate(detections[:SHEET])]
+    if pictures:
+        grid(pictures, columns=4, cell=(448, 448)).save(path)
+
+
+def _claims(image, found, names):
+    shown = np.asarray(found["scores"]) >= THRESHOLD
+    boxes, labels, scores = (np.asarray(found[name])[shown] for name in ("boxes", "labels", "scores"))
+    return draw(image, boxes, labels, scores, names)
 
 
 def fit(picture, width, height):

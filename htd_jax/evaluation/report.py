@@ -11,7 +11,6 @@ from pycocotools import mask
 
 from htd_jax.evaluation import coco, drawing
 
-THRESHOLD = .3  # score from which a detection is drawn and counted as a claim
 SHOWN = 6  # images of each kind
 _TEMPLATE = pathlib.Path(__file__).with_name("report.html")
 
@@ -36,7 +35,7 @@ def write(path, metrics, dataset, detections, config, command=""):
         title=f"AP {_number(metrics['AP'])} on {len(detections)} images",
         images=len(detections), detections=sum(len(found["scores"]) for found in detections),
         numbers=_numbers(metrics), classes=_classes(metrics, names, detections, records),
-        histogram=_histogram(detections, hits), threshold=THRESHOLD,
+        histogram=_histogram(detections, hits), threshold=drawing.THRESHOLD,
         worst="".join(_figure(dataset, i, detections[i], records[i], hits[i], names) for i in worst),
         best="".join(_figure(dataset, i, detections[i], records[i], hits[i], names) for i in best),
         command=html.escape(command), config=html.escape(json.dumps(config.to_dict(), indent=1, default=str)))
@@ -73,7 +72,7 @@ def _extremes(detections, records, hits):
     """Rows of the worst and of the best images; among equals the one with more objects tells more."""
     ranked = []
     for i, (found, record, hit) in enumerate(zip(detections, records, hits)):
-        claimed = found["scores"] >= THRESHOLD
+        claimed = found["scores"] >= drawing.THRESHOLD
         objects, right = int((~record.crowd).sum()), int((hit[claimed] == 1).sum())
         total = objects + int((hit[claimed] == 0).sum())
         if total:
@@ -84,7 +83,7 @@ def _extremes(detections, records, hits):
 
 
 def _figure(dataset, i, found, record, hit, names):
-    image, claimed = dataset.image(i), found["scores"] >= THRESHOLD
+    image, claimed = dataset.image(i), found["scores"] >= drawing.THRESHOLD
     objects, right = int((~record.crowd).sum()), int((hit[claimed] == 1).sum())
     truth = drawing.draw(image, record.boxes, record.labels, None, names)
     drawn = drawing.draw(image, found["boxes"][claimed], found["labels"][claimed], found["scores"][claimed], names)

@@ -13,21 +13,39 @@ import time
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
+from htd_jax.data import views
 from htd_jax.errors import UserError
-from htd_jax.evaluation import coco, picture, report, views
+from htd_jax.evaluation import coco, drawing, report
 
 FIELDS = ("boxes", "scores", "labels", "valid")
 log = logging.getLogger(__name__)
 _LINE_EVERY = 30  # seconds between lines of progress where there is no terminal
 
 
+def compile_detect(detect, mesh=None):
+    """Compiles `Functions.detect`, once for each shape of batch.
+
+    Returns:
+      (states, batch of numpy arrays) -> detections, asynchronous: arrays that are ready later. Under a mesh the rows
+      are split over this host's devices, which each hold a copy of the states: hosts evaluate different images and
+      need not agree on shapes.
+    """
+    if mesh is None:
+        return jax.jit(detect)
+    everywhere = NamedSharding(mesh.local_mesh, PartitionSpec())
+    rows = NamedSharding(mesh.local_mesh, PartitionSpec(mesh.axis_names))
+    compiled = jax.jit(detect, in_shardings=(everywhere, rows), out_shardings=rows)
+    return lambda states, batch: compiled(states, jax.device_put(batch, rows))
+
+
 def evaluate(detect_fn, dataset, config, output=None, mesh=None):
     """Runs a detector over every image of a data set and scores what it finds.
 
     Args:
-      detect_fn: batch (numpy) -> detections; `model.make_detect_fn` makes one.
+      detect_fn: batch (numpy) -> detections; `compile_detect` with its first argument bound is one.
       dataset: what `data.open_dataset` gives.
       config: `test` and `data` are read here.
       output: folder for metrics.json, detections.json, detections.png and report.html, written by process 0; None
@@ -149,7 +167,7 @@ def _write(folder, metrics, results, dataset, detections, config):
     try:
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
         (folder / "detections.json").write_text(json.dumps(results))
-        picture.write(folder / "detections.png", dataset, detections)
+        drawing.write_sheet(folder / "detections.png", dataset, detections)
         report.write(folder / "report.html", metrics, dataset, detections, config, shlex.join(sys.argv))
     except OSError as error:
         raise UserError(f"cannot write to the output folder {folder}: {error.strerror}") from error

@@ -3,21 +3,21 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from htd_jax.models.border import Border
+from htd_jax.models.ba import BA
 from htd_jax.models.fpn import FPN
 from htd_jax.models.pgraph import PGraph
 from htd_jax.models.resnet import ResNet
 from htd_jax.models.rpn import RPNHead
 from htd_jax.models.sfa import SFA
 from htd_jax.models.stage0 import Stage0
-from htd_jax.ops.roi_align import extend_edges
+from htd_jax.ops.pyramid import extend_edges
 
 MEAN = (123.675, 116.28, 103.53)  # of RGB pixels 0..255, with STD: ImageNet's
 STD = (58.395, 57.12, 57.375)
 
 
 class HTD(nnx.Module):
-    """The whole detector. Its two uses are pure functions: `training.losses` and `detection.detect`."""
+    """The whole detector. Its two uses are pure functions: `losses.losses` and `detect.detect`."""
 
     def __init__(self, settings, *, dtype=None, rngs):
         make = dict(dtype=dtype, rngs=rngs)
@@ -30,7 +30,7 @@ class HTD(nnx.Module):
         self.sfa = SFA(channels, classes, **make)
         self.stage0 = Stage0(channels, settings.fc_channels, classes, **make)
         self.pgraph = PGraph(channels, settings.fc_channels, classes, **make)
-        self.border = Border(channels, settings.ba_channels, settings.ba_out_channels, settings.ba_groups, **make)
+        self.ba = BA(channels, settings.ba_channels, settings.ba_out_channels, settings.ba_groups, **make)
         self.num_classes = classes
 
     def features(self, images, padded, remat=False):
@@ -51,7 +51,7 @@ def build(settings, rngs, dtype=jnp.float32):
 
 def trainable(settings):
     """NNX filter for the parameters that training updates: all but stem and the first `frozen_stages` layers."""
-    frozen = {"conv1", "bn1"} if settings.frozen_stages > 0 else set()
+    frozen = {"stem"} if settings.frozen_stages > 0 else set()
     frozen |= {f"layer{k}" for k in range(1, settings.frozen_stages + 1)}
 
     def learns(path, value):

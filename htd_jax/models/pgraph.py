@@ -9,7 +9,8 @@ from flax import nnx
 
 from htd_jax.models.layers import linear, normal
 from htd_jax.ops.boxes import intersections
-from htd_jax.ops.roi_align import BINS, roi_levels
+from htd_jax.ops.crop_products import BINS
+from htd_jax.ops.pyramid import roi_levels
 
 
 class PGraph(nnx.Module):

@@ -1,4 +1,6 @@
 """ResNet and ResNeXt backbones ("pytorch" style: a block's stride sits in its 3x3 convolution), C2..C5."""
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -69,6 +71,29 @@ class Block(nnx.Module):
         return jax.nn.relu(y + shortcut)
 
 
+class Stem(nnx.Module):
+    """7x7 convolution of stride 2, norm, ReLU, 3x3 max pooling of stride 2."""
+
+    def __init__(self, width, *, kind, dtype, rngs):
+        self.conv1 = conv(3, width, 7, stride=2, bias=False, init=KAIMING_FAN_OUT, dtype=dtype, rngs=rngs)
+        self.bn1 = norm(kind, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, images, padded=None):
+        x = jax.nn.relu(self.bn1(self.conv1(images)))
+        return max_pool_3x3(clear_padding(x, padded, stride=2))  # 0 is as good as minus infinity: nothing is below it
+
+
+class Layer(nnx.List):
+    """The blocks of one of the four stages (`layer1`..`layer4` in checkpoints)."""
+
+    def __call__(self, x, padded=None, remat=False):
+        if remat:
+            return recomputed(self, x, padded)
+        for block in self:
+            x = block(x, padded)
+        return x
+
+
 class ResNet(nnx.Module):
     """Images `[B, H, W, 3]` -> C2..C5 `[B, H/s, W/s, channels]`, s = 4, 8, 16, 32.
 
@@ -81,40 +106,30 @@ class ResNet(nnx.Module):
                  dtype=None, rngs):
         bottleneck = depth in BOTTLENECK_DEPTHS
         self.frozen_stages, self.dtype = frozen_stages, dtype
-        self.conv1 = conv(3, width, 7, stride=2, bias=False, init=KAIMING_FAN_OUT, dtype=dtype, rngs=rngs)
-        self.bn1 = norm(kind, width, dtype=dtype, rngs=rngs)
-        inputs, self.channels = width, []
-        for stage, count in enumerate(BLOCKS[depth]):
+        expansion = 4 if bottleneck else 1
+        self.channels = tuple(width * 2**stage * expansion for stage in range(4))
+
+        def layer(stage):
             planes = width * 2**stage
+            inputs, outputs = self.channels[stage - 1] if stage else width, self.channels[stage]
             inner = planes * base_width // 64 * groups
-            blocks = []
-            for i in range(count):
-                stride = 2 if i == 0 and stage > 0 else 1
-                cell = 4 * 2**stage // stride
-                blocks.append(Block(inputs, planes, inner, stride, cell, bottleneck=bottleneck, groups=groups,
-                                    deformable=deformable and stage > 0, kind=kind, dtype=dtype, rngs=rngs))
-                inputs = planes * 4 if bottleneck else planes
-            setattr(self, f"layer{stage + 1}", nnx.List(blocks))
-            self.channels.append(inputs)
-        self.channels = tuple(self.channels)
+            block = functools.partial(Block, planes=planes, inner=inner, bottleneck=bottleneck, groups=groups,
+                                      deformable=deformable and stage > 0, kind=kind, dtype=dtype, rngs=rngs)
+            cell, stride = 4 * 2**stage, 2 if stage else 1
+            return Layer([block(inputs, stride=stride, cell=cell // stride),
+                          *(block(outputs, stride=1, cell=cell) for _ in range(BLOCKS[depth][stage] - 1))])
+
+        self.stem = Stem(width, kind=kind, dtype=dtype, rngs=rngs)
+        self.layer1, self.layer2, self.layer3, self.layer4 = map(layer, range(4))
 
     def __call__(self, images, padded=None, remat=False):
-        x = jax.nn.relu(self.bn1(self.conv1(images.astype(self.dtype or images.dtype))))
-        x = max_pool_3x3(clear_padding(x, padded, stride=2))  # as good as a border of minus infinity: nothing is below 0
-        if self.frozen_stages == 0:
-            return self._stages(x, padded, remat)
-        return self._stages(jax.lax.stop_gradient(x), padded, remat)
-
-    def _stages(self, x, padded, remat):
+        x = self.stem(images.astype(self.dtype or images.dtype), padded)
+        if self.frozen_stages > 0:
+            x = jax.lax.stop_gradient(x)
         outputs = []
-        for stage in range(1, 5):
-            blocks = getattr(self, f"layer{stage}")
-            if remat:
-                x = recomputed(blocks, x, padded)
-            else:
-                for block in blocks:
-                    x = block(x, padded)
-            if stage <= self.frozen_stages:
+        for number, layer in enumerate((self.layer1, self.layer2, self.layer3, self.layer4), start=1):
+            x = layer(x, padded, remat)
+            if number <= self.frozen_stages:
                 x = jax.lax.optimization_barrier(jax.lax.stop_gradient(x))  # or XLA holds all blocks' terms to make it anew
             outputs.append(x)
         return outputs

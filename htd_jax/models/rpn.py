@@ -1,16 +1,17 @@
-"""Region proposal network: its head, and proposals from what the head says."""
+"""Region proposal network: its head and its losses. What it proposes: `proposals.py`."""
 import jax
 import jax.numpy as jnp
+import optax
 from flax import nnx
 
 from htd_jax.models.layers import clear_padding, conv, normal
+from htd_jax.models.loss_terms import masked_sum, smooth_l1
+from htd_jax.models.targets import anchor_targets, image_keys
 from htd_jax.ops.anchors import RATIOS, STRIDES, grid_anchors
-from htd_jax.ops.boxes import decode
 from htd_jax.ops.cells import surrounding_rows
-from htd_jax.ops.nms import nms
 
 STDS = (1.0, 1.0, 1.0, 1.0)
-NMS_IOU = 0.7
+BETA = 1 / 9
 
 
 class RPNHead(nnx.Module):
@@ -68,31 +69,20 @@ def surroundings(pyramid, anchors):
     return seen
 
 
-def propose(logits, deltas, shapes, size, nms_pre, count):
-    """Proposals of one image: boxes `[count, 4]` clipped to `size` (h, w), scores `[count]`, valid `[count]`.
-
-    `logits`, `deltas`: lists over the levels, `[anchors]` and `[anchors, 4]`; `shapes` (height, width) of each. The
-    `nms_pre` best of each level pass NMS at .7 within the level; the best `count` of all remain, by falling score.
-    Logits of minus infinity mark anchors that do not take part. No gradient, no minimum size, nothing else masked.
-    """
-    slots = min(nms_pre, max(len(level) for level in logits))
-    levels = [_best_of_level(*level, size, nms_pre, slots) for level in zip(logits, deltas, grid_anchors(shapes))]
-    boxes, scores = (jnp.stack(part) for part in zip(*levels))
-    kept, valid = jax.vmap(lambda b, s: nms(b, s, NMS_IOU, slots))(boxes, scores)
-    boxes = jnp.take_along_axis(boxes, kept[..., None], axis=1).reshape(-1, 4)
-    scores = jnp.where(valid, jnp.take_along_axis(scores, kept, axis=1), -jnp.inf).reshape(-1)
-    boxes, scores = (jnp.pad(boxes, ((0, max(0, count - len(scores))), (0, 0))),
-                     jnp.pad(scores, (0, max(0, count - len(scores))), constant_values=-jnp.inf))
-    scores, order = jax.lax.top_k(scores, count)
-    valid = scores > -jnp.inf
-    return jnp.where(valid[:, None], boxes[order], 0), jnp.where(valid, scores, 0), valid
+def rpn_losses(rpn, pyramid, size, truth, key, config):
+    """`loss_rpn_cls` and `loss_rpn_bbox` over the sampled anchors."""
+    anchors, count = jnp.concatenate(grid_anchors(shapes_of(pyramid))), config.train.rpn_samples
+    draw = lambda size, truth, key: anchor_targets(anchors, size, truth, count, config.sampling, key)
+    chosen, targets = jax.vmap(draw)(size, truth, image_keys(key, size.shape[0]))
+    logits, deltas = rpn.at(pyramid, chosen.index)
+    cross_entropy = optax.sigmoid_binary_cross_entropy(logits, chosen.positive.astype(jnp.float32))
+    distance = smooth_l1(deltas - targets, BETA).sum(axis=-1)
+    negatives = (chosen.valid & ~chosen.positive).sum(axis=1)
+    divisor = (jnp.maximum(chosen.positive.sum(axis=1), 1) + jnp.maximum(negatives, 1)).sum()
+    return {"loss_rpn_cls": masked_sum(cross_entropy, chosen.valid) / divisor,
+            "loss_rpn_bbox": masked_sum(distance, chosen.positive) / divisor}
 
 
-def _best_of_level(logits, deltas, anchors, size, nms_pre, slots):
-    """Boxes `[slots, 4]` and scores `[slots]` of the `nms_pre` best anchors of a level; -inf in unused slots."""
-    logits, deltas = jax.lax.stop_gradient((logits, deltas))
-    scores = jnp.where(logits > -jnp.inf, jax.nn.sigmoid(logits), -jnp.inf)
-    scores, index = jax.lax.top_k(scores, min(nms_pre, len(logits)))
-    boxes = decode(jnp.asarray(anchors)[index], deltas[index], STDS, size)
-    pad = slots - len(scores)
-    return jnp.pad(boxes, ((0, pad), (0, 0))), jnp.pad(scores, (0, pad), constant_values=-jnp.inf)
+def shapes_of(pyramid):
+    """(height, width) of each level."""
+    return tuple(features.shape[1:3] for features in pyramid)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from htd_jax.models.layers import linear, normal
-from htd_jax.ops.roi_align import BINS
+from htd_jax.ops.crop_products import BINS
 
 STDS = (0.1, 0.1, 0.2, 0.2)
 

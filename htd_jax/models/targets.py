@@ -1,4 +1,5 @@
 """What the RPN and the two stages are trained towards, for one image (no gradient anywhere here)."""
+import functools
 from typing import NamedTuple
 
 import jax
@@ -70,3 +71,8 @@ def refined_proposals(rois, deltas, stds, size):
     """Stage 1's proposals `[K, 4]` and their validity: the sampled RoIs moved, less those that are ground truth."""
     boxes = decode(rois.boxes, jax.lax.stop_gradient(deltas), stds, size)
     return boxes, rois.valid & ~rois.is_gt
+
+
+def image_keys(key, batch_size):
+    """One random key for each image `[B]`, the same whatever device the image is on."""
+    return jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(batch_size))

@@ -7,15 +7,16 @@ import time
 import jax
 import numpy as np
 
-from htd_jax import compilation, data as data_lib
+from htd_jax import compilation, data as data_lib, mesh as mesh_lib
+from htd_jax.checkpoints import Checkpoints, write_about
 from htd_jax.data import pipeline
 from htd_jax.errors import UserError
 from htd_jax.evaluation import coco, runner
-from htd_jax.training import guards, mesh as mesh_lib, model as model_lib, optimizer as optimizer_lib
-from htd_jax.training import schedule as schedule_lib, step as step_lib
-from htd_jax.training.checkpoints import Checkpoints, write_about
+from htd_jax.models import functional
+from htd_jax.training import guards, optimizer as optimizer_lib, schedule as schedule_lib, step as step_lib
 from htd_jax.training.metrics import Logbook
 from htd_jax.training.prefetch import Prefetch
+from htd_jax.training.state import initial_state
 
 
 def train(config, workdir):
@@ -41,17 +42,17 @@ def train(config, workdir):
     workdir = make_workdir(workdir, config, dataset)
 
     # ---- model and optimiser
-    model = model_lib.functions(config)
+    functions = functional.functions(config)
     steps_per_epoch = pipeline.steps_per_epoch(dataset, config)
     total = schedule_lib.total_steps(config, steps_per_epoch)
     schedule = schedule_lib.learning_rate(config, steps_per_epoch)
     optimizer = optimizer_lib.sgd(config, schedule)
-    step_fn = step_lib.make_step(model.loss, optimizer, schedule, mesh, config)
+    step_fn = step_lib.make_step(functions.loss, optimizer, schedule, mesh, config)
 
     with contextlib.ExitStack() as stack:
         # ---- state: the newest checkpoint, else init_from, else fresh
         checkpoints = stack.enter_context(Checkpoints(workdir, config.keep_checkpoints))
-        start, state = initial_state(model, optimizer, config, mesh, checkpoints)
+        start, state = initial_state(functions, optimizer, config, mesh, checkpoints)
 
         # ---- logs
         main = jax.process_index() == 0
@@ -64,7 +65,7 @@ def train(config, workdir):
         batches = stack.enter_context(contextlib.closing(Prefetch(stream, functools.partial(_to_devices, mesh=mesh))))
         metrics = run(
             state, start, total, config, step_fn=step_fn, batches=batches, checkpoints=checkpoints, logbook=logbook,
-            evaluate=validator(model, validation, config, mesh, workdir, total), skipped=pipeline.SkippedImages(dataset),
+            evaluate=validator(functions, validation, config, mesh, workdir, total), skipped=pipeline.SkippedImages(dataset),
             guard=functools.partial(guards.check_finite, dataset=dataset, workdir=workdir),
             preemption=stack.enter_context(guards.Preemption()))
     if metrics and main:
@@ -173,38 +174,19 @@ def make_workdir(workdir, config, dataset):
     return workdir
 
 
-def initial_state(model, optimizer, config, mesh, checkpoints):
-    """Returns (updates done, state on the devices), never built where it is not needed: shapes first."""
-    everywhere = mesh_lib.replicated(mesh)
-
-    def init_state(params, frozen):
-        return step_lib.init_state(params, frozen, optimizer, config.ema)
-
-    shapes = jax.eval_shape(lambda: init_state(*model.init()))
-    restored = checkpoints.restore(jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes))
-    if restored:
-        return restored
-    weights = model.weights() if config.init_from else None  # what does not fit is found before anything is compiled
-    params, frozen = jax.jit(model.init, out_shardings=everywhere)()
-    if weights is not None:
-        params, frozen = model_lib.fill(params, weights), model_lib.fill(frozen, weights)
-    return 0, jax.jit(init_state, out_shardings=everywhere)(params, frozen)
-
-
-def validator(model, validation, config, mesh, workdir, total):
+def validator(functions, validation, config, mesh, workdir, total):
     """Returns (step, state) -> metrics, or None where there is nothing to validate on.
 
     The averaged weights are evaluated where the run has them. The last evaluation leaves its files in WORKDIR/eval.
     """
     if validation is None:
         return None
-    compiled = model_lib.sharded_detect(model.detect, mesh)
+    detect_fn = runner.compile_detect(functions.detect, mesh)
 
     def evaluate(step, state):
-        params, frozen = mesh_lib.local_copies((state.get("ema", state["params"]), state["frozen"]), mesh)
+        weights = mesh_lib.local_copies((state.get("ema", state["params"]), state["frozen"]), mesh)
         output = workdir / "eval" if step == total else None
-        return runner.evaluate(functools.partial(compiled, params, frozen), validation, config, output, mesh)
+        return runner.evaluate(functools.partial(detect_fn, weights), validation, config, output, mesh)
 
     return evaluate
 

@@ -3,23 +3,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from htd_jax import mesh as mesh_lib
 from htd_jax.models.htd import matmul_precision
-from htd_jax.training import mesh as mesh_lib
 
-CPU_OPTIONS = {  # for temporary buffers of 3.1 GiB in place of 4.6 (HTD-R50, two images of 800x1344)
-    "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",  # by default it runs early what could run late
-    "xla_disable_hlo_passes": "cse_barrier_expander",  # which takes the barriers out before anything heeds them
-}
-
-
-def init_state(params, frozen, optimizer, ema=0.0):
-    """Returns the state of training, a dict of pure dicts.
-
-    `step`: int32, updates done; `params`: trainable parameters; `frozen`: parameters and statistics that stay as they
-    are and never reach the optimiser; `optimizer`: optax's state; `ema`: averaged params, only where ema > 0.
-    """
-    state = dict(step=jnp.zeros((), jnp.int32), params=params, frozen=frozen, optimizer=optimizer.init(params))
-    return state | ({"ema": jax.tree.map(jnp.copy, params)} if ema else {})
+# By default XLA:CPU runs early what could run late. HTD-R50, two images of 800x1344: 2.2 GiB of temporary buffers.
+CPU_OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+if jax.__version_info__ < (0, 11):
+    # There this pass removes optimisation barriers before the scheduler sees them: 2.9 GiB. Later versions schedule as
+    # well with the pass, and without it cannot compile a barrier in a small loop.
+    CPU_OPTIONS["xla_disable_hlo_passes"] = "cse_barrier_expander"
 
 
 def make_step(loss_fn, optimizer, schedule, mesh, config):

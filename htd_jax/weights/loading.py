@@ -1,4 +1,4 @@
-"""Weights into a model, from anything that holds them: `load` for a whole detector, `initialise` to start training.
+"""Weights into a model, from anything that holds them.
 
 Every source, our own checkpoints included, is first brought to the original's names and layouts; then one check says
 which tensors are missing, extra or of another shape. Nothing is skipped in silence.
@@ -6,9 +6,9 @@ which tensors are missing, extra or of another shape. Nothing is skipped in sile
 import logging
 import pathlib
 
-from flax import nnx, traverse_util
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx, traverse_util
 
 from htd_jax.errors import UserError
 from htd_jax.weights import files, hub, names
@@ -36,20 +36,6 @@ def load(source, model, *, new_classifier=False):
     put(model, load_into(tree, load_tensors(source), source=source, backbone_only=False, new_classifier=new_classifier))
 
 
-def initialise(model, init_from, config=None):
-    """Gives `model` the weights to start training from: a backbone alone is enough.
-
-    Args:
-        model: the NNX module, changed in place.
-        init_from: anything that `load_tensors` takes; '' leaves the model as it is.
-        config: where `config.new_classifier` is set, a classifier of another number of classes is left as it is.
-    """
-    if init_from:
-        new_classifier = bool(config and config.get("new_classifier", False))
-        tensors = load_tensors(init_from)
-        put(model, load_into(tree_of(model), tensors, source=init_from, new_classifier=new_classifier))
-
-
 def load_tensors(source):
     """Reads weights from wherever they are.
 
@@ -63,7 +49,7 @@ def load_tensors(source):
     if str(source).startswith(hub.PREFIX):
         return canonical(files.read(hub.download(source)), source)
     if pathlib.Path(source).is_dir():
-        from htd_jax.training import checkpoints  # Orbax: seconds to import, and a file of tensors needs none of it
+        from htd_jax import checkpoints  # Orbax: seconds to import, and a file of tensors needs none of it
         return export(checkpoints.restore_params(source))
     return canonical(files.read(source), source)
 

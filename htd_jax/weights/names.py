@@ -10,8 +10,8 @@ _BBOX, _POOL = "roi_head.bbox_head", "roi_head.bbox_roi_extractor.1"
 
 # Module here, module in a checkpoint; {} is an index, the same on both sides.
 MODULES = (
-    ("backbone.conv1", "backbone.conv1"),
-    ("backbone.bn1", "backbone.bn1"),
+    ("backbone.stem.conv1", "backbone.conv1"),
+    ("backbone.stem.bn1", "backbone.bn1"),
     ("backbone.layer{}.{}.conv{}", "backbone.layer{}.{}.conv{}"),
     ("backbone.layer{}.{}.bn{}", "backbone.layer{}.{}.bn{}"),
     ("backbone.layer{}.{}.conv{}.offset", "backbone.layer{}.{}.conv{}.conv_offset"),
@@ -31,11 +31,11 @@ MODULES = (
     ("pgraph.fcs.1", f"{_BBOX}.1.fcs.2"),  # number 1 is the ReLU between them
     ("pgraph.graph.{}", f"{_BBOX}.1.graph_lvl{{}}_cls"),
     ("pgraph.fc_cls", f"{_BBOX}.1.fc_cls"),
-    ("border.att_conv1", f"{_POOL}.conv1"),
-    ("border.att_conv2", f"{_POOL}.conv2"),
-    ("border.convs.{}.conv", f"{_BBOX}.1.convs.{{}}.conv"),
-    ("border.convs.{}.gn", f"{_BBOX}.1.convs.{{}}.gn"),
-    ("border.fc_reg", f"{_BBOX}.1.fc_reg"),
+    ("ba.att_conv1", f"{_POOL}.conv1"),
+    ("ba.att_conv2", f"{_POOL}.conv2"),
+    ("ba.convs.{}.conv", f"{_BBOX}.1.convs.{{}}.conv"),
+    ("ba.convs.{}.gn", f"{_BBOX}.1.convs.{{}}.gn"),
+    ("ba.fc_reg", f"{_BBOX}.1.fc_reg"),
 )
 LEAVES = (("kernel", "weight"), ("scale", "weight"), ("bias", "bias"), ("mean", "running_mean"), ("var", "running_var"))
 

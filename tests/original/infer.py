@@ -6,12 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from htd_jax.models import border, detection, stage0
+from htd_jax.models import detect, stage0
 from htd_jax.models.htd import matmul_precision
 from htd_jax.models.pgraph import interact, prototypes
-from htd_jax.models.training import batch_proposals, shapes_of
+from htd_jax.models.proposals import batch_proposals
+from htd_jax.models.rpn import shapes_of
 from htd_jax.ops.boxes import decode
-from htd_jax.ops.roi_align import crop_all_levels, crop_own_level, roi_levels
+from htd_jax.ops.pyramid import crop_all_levels, crop_own_level, roi_levels
 from original import reference
 from original.figures import Archive, Figure, in_order, match, same_rows
 
@@ -49,8 +50,8 @@ def compute(name, archive, ba_rois):
             maps, pyramid, context, proposals = front(model, batch, config)
             given = golden[..., :4], golden[..., 4], jnp.ones(golden.shape[:2], bool)
             rois = heads(model, pyramid, context, given[0][0], batch["size"][0], ba_rois)
-        with mock.patch.object(detection, "batch_proposals", lambda *_: given):
-            found = detection.detect(model, batch, config)
+        with mock.patch.object(detect, "batch_proposals", lambda *_: given):
+            found = detect.detect(model, batch, config)
         wanted = {key: value for key, value in rois.items() if key in archive}
         return maps, proposals, wanted, found
 
@@ -112,14 +113,14 @@ def regression(model, pyramid, context, rois, count):
     """BA, inside and out, of `rois [n, 4]`; its convolutions, which are dear, of the first `count`."""
     own = crop_own_level(pyramid, rois)
     crops = crop_all_levels(pyramid, rois, own)
-    merged = model.border.aggregate(crops)
+    merged = model.ba.aggregate(crops)
     inputs = merged + own + context
     x = inputs[:count]
-    for layer in model.border.convs:
+    for layer in model.ba.convs:
         x = layer(x)
-    deltas = model.border(crops[:, :count], own[:count], jnp.broadcast_to(context, (count, context.shape[1])),
-                          model.border.prepare())
-    return {"s1.ba_att_logits": model.border.attention_logits(crops), "s1.ba_feats": channels_first(merged),
+    deltas = model.ba(crops[:, :count], own[:count], jnp.broadcast_to(context, (count, context.shape[1])),
+                          model.ba.prepare())
+    return {"s1.ba_att_logits": model.ba.attention_logits(crops), "s1.ba_feats": channels_first(merged),
             "htd.reg_in": channels_first(inputs), "htd.reg_convs": channels_first(x), "s1.bbox_pred": deltas}
 
 

@@ -9,11 +9,11 @@ import numpy as np
 import optax
 from flax import nnx, traverse_util
 
-from htd_jax.models import training
+from htd_jax.models import functional, losses, rpn
 from htd_jax.models.htd import trainable
+from htd_jax.models.loss_terms import smooth_l1
 from htd_jax.models.targets import GroundTruth, anchor_targets
 from htd_jax.ops.anchors import grid_anchors
-from htd_jax.training import model as training_model
 from htd_jax.weights import names
 from original import reference
 from original.figures import Archive, Figure, relative, same_rows
@@ -59,7 +59,7 @@ def run(name):
     config = reference.config(name)
     batch = reference.training_batch([tuple(size) for size in archive["image_hws"]], int(archive["batch_seed"]))
     params, frozen = split(name, reference.state(name))
-    loss = observe(training_model.functions(config).loss)
+    loss = observe(functional.functions(config).loss)
     (_, (logs, seen)), gradients = jax.device_get(jax.jit(jax.value_and_grad(loss, has_aux=True))(
         params, frozen, batch, jax.random.key(0), golden_proposals(archive)))
     flat = {".".join(map(str, path)): x for path, x in traverse_util.flatten_dict(gradients).items()}
@@ -99,8 +99,8 @@ def observe(loss):
             seen["rois"].append(sample_truly(*arguments, **keywords))
             return seen["rois"][-1]
 
-        propose_truly, sample_truly = training.batch_proposals, training.sample_rois
-        with mock.patch.multiple(training, batch_proposals=propose, sample_rois=sample):
+        propose_truly, sample_truly = losses.batch_proposals, losses.sample_rois
+        with mock.patch.multiple(losses, batch_proposals=propose, sample_rois=sample):
             total, logs = loss(params, frozen, batch, key)
         return total, (logs, seen)
 
@@ -135,7 +135,7 @@ def rpn_losses_by_level(run):
     logits, deltas = np.concatenate(logits, 1), np.concatenate(deltas, 1)
     rows = np.arange(len(logits))[:, None]
     cross_entropy = optax.sigmoid_binary_cross_entropy(logits[rows, chosen.index], chosen.positive)
-    distance = training.smooth_l1(deltas[rows, chosen.index] - targets, training.RPN_BETA).sum(-1)
+    distance = smooth_l1(deltas[rows, chosen.index] - targets, rpn.BETA).sum(-1)
     number = (np.maximum(chosen.positive.sum(1), 1) + np.maximum((chosen.valid & ~chosen.positive).sum(1), 1)).sum()
     over = lambda values, mask, k: float(np.where(mask & (levels == k), values, 0).sum() / number)
     return ({f"loss_rpn_cls.{k}": over(cross_entropy, chosen.valid, k) for k in range(5)}

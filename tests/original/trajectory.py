@@ -10,14 +10,12 @@ import json
 import jax
 import numpy as np
 
-from htd_jax import data
+from htd_jax import data, mesh as mesh_lib
 from htd_jax.config import validate
 from htd_jax.data import pipeline
-from htd_jax.training import mesh as mesh_lib
-from htd_jax.training import model as training_model
-from htd_jax.training import optimizer as optimizer_lib
-from htd_jax.training import schedule as schedule_lib
-from htd_jax.training import step as step_lib
+from htd_jax.models import functional
+from htd_jax.training import optimizer as optimizer_lib, schedule as schedule_lib, step as step_lib
+from htd_jax.training.state import init_state
 from original import reference
 from original.figures import Archive, Figure, relative
 from original.train import split
@@ -92,13 +90,13 @@ def errors(logs, golden):
 
 def prepare(name, config):
     """The compiled training step, and draw -> its state with the reference weights (0) or perturbed ones."""
-    model, schedule = training_model.functions(config), schedule_lib.learning_rate(config, FAR)
+    model, schedule = functional.functions(config), schedule_lib.learning_rate(config, FAR)
     optimizer, mesh = optimizer_lib.sgd(config, schedule), mesh_lib.make_mesh(jax.devices()[:1])
     step = step_lib.make_step(model.loss, optimizer, schedule, mesh, config)
 
     def fresh(draw):
         params, frozen = split(name, reference.state(name, draw))
-        return mesh_lib.replicate(step_lib.init_state(params, frozen, optimizer), mesh)
+        return mesh_lib.replicate(init_state(params, frozen, optimizer), mesh)
 
     return lambda state, batch: step(state, mesh_lib.put_local_rows(batch, mesh)), fresh
 

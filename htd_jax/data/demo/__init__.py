@@ -8,7 +8,7 @@ import functools
 
 import numpy as np
 
-from htd_jax.data import demo_painting, demo_scenes, demo_sources
+from htd_jax.data.demo import painting, scenes, sources
 from htd_jax.data.records import Category, Record, coco_ground_truth
 
 SCENES = {"train": 4000, "val": 200}
@@ -18,13 +18,13 @@ LAYOUT, PAINT = 0, 1  # streams of random numbers of a scene
 class DemoDataset:
     """A split's scenes; see `htd_jax.data` for what a data set offers. Without crowds, `image` never fails."""
 
-    categories = tuple(Category(i + 1, name) for i, name in enumerate(demo_sources.CLASSES))
+    categories = tuple(Category(i + 1, name) for i, name in enumerate(sources.CLASSES))
 
     def __init__(self, config, split):
         """`config` has no say in the scenes: figures measured on them can be compared."""
         del config
         self._split = split
-        self._sources = demo_sources.load(split)
+        self._sources = sources.load(split)
         self._record = functools.cache(self._make_record)  # composing costs a millisecond, and epochs repeat
 
     def __len__(self):
@@ -36,7 +36,7 @@ class DemoDataset:
 
     def image(self, index):
         """uint8 [224, 224, 3] RGB."""
-        return demo_painting.paint(self._layout(index), self._sources.photos, self._rng(index, PAINT))
+        return painting.paint(self._layout(index), self._sources.photos, self._rng(index, PAINT))
 
     def ground_truth(self):
         """COCO-format dict for pycocotools."""
@@ -46,10 +46,10 @@ class DemoDataset:
         scene = self._layout(index)
         name = f"demo_{self._split}_{index:05d}"
         crowd = np.zeros(len(scene.labels), bool)
-        return Record(index + 1, name, demo_scenes.SIZE, demo_scenes.SIZE, scene.boxes, scene.labels, crowd)
+        return Record(index + 1, name, scenes.SIZE, scenes.SIZE, scene.boxes, scene.labels, crowd)
 
     def _layout(self, index):
-        return demo_scenes.layout(self._sources, self._rng(index, LAYOUT))
+        return scenes.layout(self._sources, self._rng(index, LAYOUT))
 
     def _rng(self, index, stream):
         if not 0 <= index < len(self):

@@ -4,12 +4,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from htd_jax.models import border, stage0
+from htd_jax.models import ba, stage0
 from htd_jax.models.htd import matmul_precision, normalise
-from htd_jax.models.training import batch_proposals, shapes_of
+from htd_jax.models.proposals import batch_proposals
+from htd_jax.models.rpn import shapes_of
 from htd_jax.ops.boxes import decode, flip
 from htd_jax.ops.nms import multiclass_nms, nms
-from htd_jax.ops.roi_align import crop_all_levels, crop_own_level
+from htd_jax.ops.pyramid import crop_all_levels, crop_own_level
 from htd_jax.ops.soft_nms import soft_nms
 
 REGRESSED_AT_ONCE = 32
@@ -44,9 +45,9 @@ def detect(model, batch, config):
     """
     batches = batch if isinstance(batch, (tuple, list)) else (batch,)
     with matmul_precision(config.dtype):
-        looks = [look(model, view, flipped, config) for view in batches for flipped in _flips(config)]
-        views = [view for view, _, _, _ in looks]
-        proposals, valid = _merge_proposals(looks, config.test.proposals)
+        proposed = [view_proposals(model, batch, flipped, config) for batch in batches for flipped in _flips(config)]
+        views = [of_view.view for of_view in proposed]
+        proposals, valid = _merge_proposals(proposed, config.test.proposals)
         return jax.vmap(lambda views, proposals, valid: _detect_one(model, views, proposals, valid, config))(
             views, proposals, valid)
 
@@ -55,18 +56,26 @@ def _flips(config):
     return (False, True) if config.test.tta and config.test.tta_flip else (False,)
 
 
-def look(model, batch, flipped, config):
-    """A `View` of every image, with its own proposals: boxes `[B, N, 4]`, scores and valid `[B, N]`."""
+class ViewProposals(NamedTuple):
+    """A `View` of every image with its own proposals, in pixels of the view: boxes `[B, N, 4]`, scores, valid `[B, N]`."""
+
+    view: View
+    boxes: jax.Array
+    scores: jax.Array
+    valid: jax.Array
+
+
+def view_proposals(model, batch, flipped, config):
+    """`ViewProposals` of a batch, mirrored left to right where `flipped`."""
     images = normalise(batch["image"], batch["size"])
     if flipped:
         images = jax.vmap(_mirror)(images, batch["size"][:, 1])
     pyramid = model.features(images, batch["padded"])
     logits, deltas = model.rpn(pyramid, batch["padded"])
-    boxes, scores, valid = batch_proposals(
-        logits, deltas, shapes_of(pyramid), batch["size"], batch["padded"], config.test)
+    proposals = batch_proposals(logits, deltas, shapes_of(pyramid), batch["size"], batch["padded"], config.test)
     context, _ = model.sfa(pyramid[-1], batch["padded"])
-    flags = jnp.full(len(images), flipped)
-    return View(pyramid[:-1], context, batch["size"], batch["scale"], flags), boxes, scores, valid
+    view = View(pyramid[:-1], context, batch["size"], batch["scale"], jnp.full(len(images), flipped))
+    return ViewProposals(view, *proposals)
 
 
 def _mirror(image, width):
@@ -75,13 +84,12 @@ def _mirror(image, width):
     return image[:, jnp.where(columns < width, width - 1 - columns, columns)]
 
 
-def _merge_proposals(looks, count):
+def _merge_proposals(proposed, count):
     """One list of proposals for all views: the only view's own, or all views' in original pixels after NMS at .7."""
-    if len(looks) == 1:
-        _, boxes, _, valid = looks[0]
-        return boxes, valid
-    boxes = jnp.concatenate([jax.vmap(View.to_original)(view, boxes) for view, boxes, _, _ in looks], axis=1)
-    scores = jnp.concatenate([jnp.where(valid, scores, -jnp.inf) for _, _, scores, valid in looks], axis=1)
+    if len(proposed) == 1:
+        return proposed[0].boxes, proposed[0].valid
+    boxes = jnp.concatenate([jax.vmap(View.to_original)(p.view, p.boxes) for p in proposed], axis=1)
+    scores = jnp.concatenate([jnp.where(p.valid, p.scores, -jnp.inf) for p in proposed], axis=1)
     kept, valid = jax.vmap(lambda b, s: nms(b, s, MERGE_IOU, count))(boxes, scores)
     return jnp.take_along_axis(boxes, kept[..., None], axis=1), valid
 
@@ -114,22 +122,20 @@ def classify(model, view, rois, valid):
 def regress(model, view, rois, own, needed):
     """Final boxes `[N, 4]`, in the view's pixels, of `rois [N, 4]` with crops `own [N, 7, 7, C]`; right where `needed [N]`.
 
-    BA and its crops of all levels are the dearest part of a test image, and only RoIs with a score that can be output
-    need them. They are worked on a chunk at a time, as many chunks as there are, so that shapes are static and a hard
-    image gets all of them.
+    BA and its crops of all levels are the most expensive part of a test image, and only RoIs with a score that can be
+    output need them. A loop takes these in chunks, as many as there are: shapes stay static, and a hard image gets all.
     """
     count = len(rois)
     chunk = min(REGRESSED_AT_ONCE, count)
     order = jnp.pad(jnp.argsort(~needed, stable=True), (0, -count % chunk))
     context = jnp.broadcast_to(view.context, (chunk, len(view.context)))
-
-    prepared = model.border.prepare()  # here and not in the loop, once for all of its steps
+    prepared = model.ba.prepare()  # outside the loop: once for all of its steps
 
     def advance(step, deltas):
         index = jax.lax.dynamic_slice(order, (step * chunk,), (chunk,))
         crops = crop_all_levels(view.pyramid, rois[index], own[index])
-        return deltas.at[index].set(model.border(crops, own[index], context, prepared))
+        return deltas.at[index].set(model.ba(crops, own[index], context, prepared))
 
     chunks = (needed.sum() + chunk - 1) // chunk
     deltas = jax.lax.fori_loop(0, chunks, advance, jnp.zeros((count, 4)))
-    return decode(rois, deltas, border.STDS, view.size)
+    return decode(rois, deltas, ba.STDS, view.size)

@@ -1,7 +1,7 @@
-"""Batches as `models.detection.detect` takes them: one view of every image, or one a scale for test-time augmentation."""
+"""Batches as `models.detect.detect` takes them: one view of every image, or one a scale for test-time augmentation."""
 import numpy as np
 
-from htd_jax.data import images, pipeline, transforms
+from htd_jax.data import images, padding, pipeline
 
 
 def batches(dataset, config, batch_size, process_index=0, process_count=1):
@@ -37,12 +37,12 @@ def _split(batch):
 
 def _alike(dataset, pad_to, scales):
     """Rows in groups that have one padded shape at each scale, so that every scale makes the same batches of them."""
-    shapes = {scale: transforms.buckets(scale) for scale in scales}
+    shapes = {scale: padding.buckets(scale) for scale in scales}
     groups = {}
     for i in range(len(dataset)):
         record = dataset.record(i)
         sizes = {scale: images.resized_shape(record.height, record.width, scale) for scale in scales}
-        key = tuple(transforms.padded_shape([sizes[scale]], pad_to, shapes[scale]) for scale in scales)
+        key = tuple(padding.padded_shape([sizes[scale]], pad_to, shapes[scale]) for scale in scales)
         groups.setdefault(key, []).append(i)
     return [groups[key] for key in sorted(groups)]
 

@@ -4,7 +4,7 @@ import functools
 import cv2
 import numpy as np
 
-from htd_jax.data.demo_scenes import SIZE, warp
+from htd_jax.data.demo.scenes import SIZE, warp
 
 INK_CONTRAST, PICTURE_CONTRAST = 90, 40  # least differences from the mean brightness of what lies under, of 255
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)

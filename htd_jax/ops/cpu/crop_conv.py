@@ -8,7 +8,7 @@ it is a third of the work but for what it makes of the kernel, which `prepared` 
 import jax
 import jax.numpy as jnp
 
-from htd_jax.ops.conv import kernel_gradient
+from htd_jax.ops.cpu.conv import kernel_gradient
 
 
 @jax.custom_vjp

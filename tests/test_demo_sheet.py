@@ -3,7 +3,7 @@ import numpy as np
 from PIL import Image
 
 from htd_jax.data.demo import DemoDataset
-from htd_jax.evaluation import picture
+from htd_jax.evaluation import drawing
 
 
 def found_of(record, score):
@@ -14,14 +14,14 @@ def found_of(record, score):
 def test_shows_the_first_images_with_their_boxes(tmp_path):
     dataset = DemoDataset(None, "val")
     records = [dataset.record(i) for i in range(14)]
-    picture.write(tmp_path / "sure.png", dataset, [found_of(r, 0.9) for r in records])
-    picture.write(tmp_path / "unsure.png", dataset, [found_of(r, 0.1) for r in records])
+    drawing.write_sheet(tmp_path / "sure.png", dataset, [found_of(r, 0.9) for r in records])
+    drawing.write_sheet(tmp_path / "unsure.png", dataset, [found_of(r, 0.1) for r in records])
     sure, unsure = (np.asarray(Image.open(tmp_path / name), int) for name in ("sure.png", "unsure.png"))
-    assert sure.shape == unsure.shape and sure.shape[1] > sure.shape[0] > 3 * picture.CELL[1]
+    assert sure.shape == unsure.shape and sure.shape[1] > sure.shape[0] > 3 * 448
     different = np.abs(sure - unsure).max(-1) > 0
     assert 0.005 < different.mean() < 0.3, "boxes are drawn from the threshold on, and nothing else"
 
 
 def test_an_empty_data_set_leaves_no_picture(tmp_path):
-    picture.write(tmp_path / "none.png", DemoDataset(None, "val"), [])
+    drawing.write_sheet(tmp_path / "none.png", DemoDataset(None, "val"), [])
     assert not (tmp_path / "none.png").exists()

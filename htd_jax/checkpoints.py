@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 logging.getLogger("asyncio").addFilter(lambda record: "orbax" not in record.getMessage())
 _SHOWN = 6  # tensors that an error lists
+_RENAMED = {"border": "ba"}  # modules, as runs of earlier versions saved them; `conv1` and `bn1` were not in a `stem`
 
 
 class Checkpoints:
@@ -92,13 +93,16 @@ class Checkpoints:
 
     def _read(self, step, abstract):
         folder = self._folder / str(step) / "state"
-        check_same_tensors(_stored(folder), abstract, folder.parent)
+        stored = _stored(folder)
+        earlier = _is_earlier(stored)
+        wanted = _map_weights(_earlier_names, abstract) if earlier else abstract
+        check_same_tensors(stored, wanted, folder.parent)
         sums = {key: jax.ShapeDtypeStruct((), jnp.uint32, sharding=_sharding(abstract)) for key in abstract}
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(dict(abstract, checksums=sums)))
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(dict(wanted, checksums=sums)))
         tree = dict(self._manager.restore(step, args=args).state)
         sums = tree.pop("checksums")
         _verify(tree, sums)
-        return tree
+        return _map_weights(_current_names, tree) if earlier else tree
 
     def _set_aside(self, step, steps, error):
         reason = " ".join(str(error).split())[:200]
@@ -143,7 +147,8 @@ def restore_params(path):
         _verify(tree, sums)
     except Exception as error:
         raise UserError(f"checkpoint {folder} is damaged: {' '.join(str(error).split())[:200]}") from error
-    return _merged(_numbered(tree[trained]), _numbered(tree["frozen"]))
+    weights = _merged(_numbered(tree[trained]), _numbered(tree["frozen"]))
+    return _current_names(weights) if _is_earlier(stored) else weights
 
 
 def load_config(path):
@@ -189,6 +194,31 @@ def _stored(folder):
 def _shapes(tree):
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
     return {jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def _is_earlier(stored):
+    """Whether a tree was saved before some of the modules had today's names."""
+    return any(name in stored["params"] for name in _RENAMED)
+
+
+def _map_weights(rename, state):
+    """`state` with `rename` done to each dict of weights by module in it, those of the optimiser included."""
+    is_weights = lambda x: isinstance(x, dict) and "neck" in x
+    return jax.tree.map(lambda x: rename(x) if is_weights(x) else x, state, is_leaf=is_weights)
+
+
+def _earlier_names(weights):
+    earlier = {current: old for old, current in _RENAMED.items()}
+    weights = {earlier.get(key, key): value for key, value in weights.items()}
+    backbone = dict(weights["backbone"])
+    return weights | {"backbone": backbone.pop("stem", {}) | backbone}
+
+
+def _current_names(weights):
+    weights = {_RENAMED.get(key, key): value for key, value in weights.items()}
+    backbone = dict(weights["backbone"])
+    stem = {key: backbone.pop(key) for key in ("conv1", "bn1") if key in backbone}
+    return weights | {"backbone": backbone | ({"stem": stem} if stem else {})}
 
 
 def _sharding(abstract):

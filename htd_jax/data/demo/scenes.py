@@ -8,7 +8,7 @@ import dataclasses
 import cv2
 import numpy as np
 
-from htd_jax.data.demo_sources import FIELD, Sources, Sprite
+from htd_jax.data.demo.sources import Sources, Sprite
 
 SIZE = 224  # pixels, square
 DISTRACTOR_SHARES = (0.5, 0.25, 0.25)  # letters, ovals, pieces of photographs

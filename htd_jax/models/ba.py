@@ -5,8 +5,8 @@ import numpy as np
 from flax import nnx
 
 from htd_jax.models.layers import KAIMING_FAN_OUT, conv, linear, normal, uniform_fan_in
-from htd_jax.ops.crop_conv import crop_conv, crop_conv_prepared, prepared
-from htd_jax.ops.roi_align import BINS
+from htd_jax.ops.cpu.crop_conv import crop_conv, crop_conv_prepared, prepared
+from htd_jax.ops.crop_products import BINS
 
 STDS = (0.05, 0.05, 0.1, 0.1)
 ATTENTION = 128
@@ -25,7 +25,7 @@ class ConvGN(nnx.Module):
         return jax.nn.relu(x if self.gn is None else self.gn(x))
 
 
-class Border(nnx.Module):
+class BA(nnx.Module):
     """Attention over the four levels' crops, the P2 crop's border, four 3x3 convolutions, 4 class-agnostic deltas."""
 
     def __init__(self, channels, hidden, outputs, groups, *, dtype=None, rngs):

@@ -14,13 +14,13 @@ _EXIF_ORIENTATION = 0x0112
 
 
 class Size(NamedTuple):
-    """All that the pipeline wants to know of a picture beforehand, in pixels."""
+    """All that the pipeline wants to know of an image beforehand, in pixels."""
 
     height: int
     width: int
 
 
-class Pictures:
+class UserImages:
     """Images from wherever they are, decoded when asked for.
 
     Attributes:
@@ -47,7 +47,7 @@ class Pictures:
         return len(self._items)
 
     def image(self, i):
-        """uint8 [H, W, 3] RGB; raises UserError where picture i cannot be read."""
+        """uint8 [H, W, 3] RGB; raises UserError where image i cannot be read."""
         item, size = self._items[i], self._sizes.get(i)
         if i in self.errors:
             raise self.errors[i]
@@ -62,31 +62,31 @@ class Pictures:
         return array
 
     def readable(self):
-        """The pictures without error, as the pipeline reads a data set."""
+        """The images without error, as the pipeline reads a data set."""
         return Readable(self, sorted(self._sizes))
 
     def size(self, i):
-        """`Size` of picture i."""
+        """`Size` of image i."""
         return self._sizes[i]
 
 
 class Readable:
-    """Some of the pictures. One that turns out damaged becomes a black image, so that the others go on."""
+    """Some of the images. One that turns out damaged becomes a black image, so that the others go on."""
 
-    def __init__(self, pictures, rows):
-        self._pictures, self.rows = pictures, rows
+    def __init__(self, user_images, rows):
+        self._images, self.rows = user_images, rows
 
     def __len__(self):
         return len(self.rows)
 
     def record(self, i):
         """What of a Record the pipeline needs."""
-        return self._pictures.size(self.rows[i])
+        return self._images.size(self.rows[i])
 
     def image(self, i):
         """uint8 [H, W, 3] RGB."""
         try:
-            return self._pictures.image(self.rows[i])
+            return self._images.image(self.rows[i])
         except UserError:
             return np.zeros((*self.record(i), 3), np.uint8)
 

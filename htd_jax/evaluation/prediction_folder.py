@@ -8,22 +8,22 @@ from htd_jax.errors import UserError
 from htd_jax.evaluation import drawing, runner
 
 
-class Gallery:
-    """Writes pictures as they come, and all detections at the end (`close`). Does nothing without a folder."""
+class PredictionFolder:
+    """Writes images as they come, and all detections at the end (`close`). Does nothing without a folder."""
 
-    def __init__(self, folder, pictures):
-        """`folder`: created where missing, None for none; `pictures`: a `data.pictures.Pictures`."""
+    def __init__(self, folder, images):
+        """`folder`: created where missing, None for none; `images`: a `data.user_images.UserImages`."""
         self._folder = folder and runner.make_folder(folder)
-        self._pictures, self._found = pictures, {}
-        self._files = _file_names(pictures.names)
+        self._images, self._found = images, {}
+        self._files = _file_names(images.names)
 
     def add(self, i, detections):
-        """Draws picture i with its list of `Detection`."""
+        """Draws image i with its list of `Detection`."""
         if not self._folder:
             return
         self._found[i] = detections
         labels, names = [d.label_id for d in detections], {d.label_id: d.label for d in detections}
-        drawn = drawing.draw(self._pictures.image(i), [d.box for d in detections], labels,
+        drawn = drawing.draw(self._images.image(i), [d.box for d in detections], labels,
                              [d.score for d in detections], names)
         self._guarded(drawn.save, self._folder / self._files[i], quality=92)
 
@@ -31,7 +31,7 @@ class Gallery:
         """Writes detections.json: a list of `image`, `drawn`, `width`, `height` and `detections`, in the order given."""
         if not self._folder:
             return
-        rows = [{"image": self._pictures.names[i], "drawn": self._files[i], **self._pictures.size(i)._asdict(),
+        rows = [{"image": self._images.names[i], "drawn": self._files[i], **self._images.size(i)._asdict(),
                  "detections": [_rounded(d) for d in self._found[i]]} for i in sorted(self._found)]
         self._guarded((self._folder / "detections.json").write_text, json.dumps(rows, indent=1) + "\n")
 

@@ -5,17 +5,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from htd_jax.models import border, stage0
+from htd_jax.models import ba, stage0
 from htd_jax.models.htd import matmul_precision, normalise
-from htd_jax.models.rpn import propose
-from htd_jax.models.targets import GroundTruth, MAX_ROI_POSITIVES, anchor_targets, refined_proposals, roi_targets
-from htd_jax.ops.anchors import cells_inside, grid_anchors
-from htd_jax.ops.roi_align import crop_own_and_all_levels, crop_own_level
+from htd_jax.models.loss_terms import masked_sum, smooth_l1
+from htd_jax.models.proposals import batch_proposals
+from htd_jax.models.rpn import rpn_losses, shapes_of
+from htd_jax.models.targets import MAX_ROI_POSITIVES, GroundTruth, image_keys, refined_proposals, roi_targets
+from htd_jax.ops.pyramid import crop_own_and_all_levels, crop_own_level
 
 STAGE_THRESHOLDS = (0.5, 0.6)
 STAGE_WEIGHTS = (1.0, 0.5)
 SFA_WEIGHT = 3.0
-RPN_BETA, STAGE_BETA = 1 / 9, 1.0
+STAGE_BETA = 1.0
 POSITIVES_AT_ONCE = 16  # of each image
 
 
@@ -39,51 +40,6 @@ def losses(model, batch, key, config):
     return logs["loss"], logs
 
 
-def shapes_of(pyramid):
-    """(height, width) of each level."""
-    return tuple(features.shape[1:3] for features in pyramid)
-
-
-def batch_proposals(logits, deltas, shapes, size, padded, limits):
-    """`propose` for every image: boxes `[B, N, 4]`, scores `[B, N]`, valid `[B, N]`.
-
-    Anchors whose cell lies beyond `padded [B, 2]`, the original's own padding, do not take part.
-    """
-    def one(logits, deltas, size, padded):
-        present = jnp.split(cells_inside(shapes, padded), _ends(logits))
-        masked = [jnp.where(here, level, -jnp.inf) for here, level in zip(present, logits)]
-        return propose(masked, deltas, shapes, size, limits.nms_pre, limits.proposals)
-
-    return jax.vmap(one)(logits, deltas, size, padded)
-
-
-def _ends(levels):
-    """Where each level but the last ends in the joined list of anchors."""
-    total, ends = 0, []
-    for level in levels[:-1]:
-        total += len(level)
-        ends.append(total)
-    return ends
-
-
-def _image_keys(key, batch_size):
-    return jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(batch_size))
-
-
-def rpn_losses(rpn, pyramid, size, truth, key, config):
-    """`loss_rpn_cls` and `loss_rpn_bbox` over the sampled anchors."""
-    anchors, count = jnp.concatenate(grid_anchors(shapes_of(pyramid))), config.train.rpn_samples
-    draw = lambda size, truth, key: anchor_targets(anchors, size, truth, count, config.sampling, key)
-    chosen, targets = jax.vmap(draw)(size, truth, _image_keys(key, size.shape[0]))
-    logits, deltas = rpn.at(pyramid, chosen.index)
-    cross_entropy = optax.sigmoid_binary_cross_entropy(logits, chosen.positive.astype(jnp.float32))
-    distance = smooth_l1(deltas - targets, RPN_BETA).sum(axis=-1)
-    negatives = (chosen.valid & ~chosen.positive).sum(axis=1)
-    divisor = (jnp.maximum(chosen.positive.sum(axis=1), 1) + jnp.maximum(negatives, 1)).sum()
-    return {"loss_rpn_cls": masked_sum(cross_entropy, chosen.valid) / divisor,
-            "loss_rpn_bbox": masked_sum(distance, chosen.positive) / divisor}
-
-
 def roi_losses(model, pyramid, proposals, valid, size, padded, truth, key, config):
     """The losses of SFA and both stages from proposals `[B, N, 4]` (`valid [B, N]`)."""
     context, scene_logits = model.sfa(pyramid[-1], padded)
@@ -96,7 +52,7 @@ def roi_losses(model, pyramid, proposals, valid, size, padded, truth, key, confi
     logs |= stage_losses("s0", logits, deltas, rois, STAGE_WEIGHTS[0])
 
     proposals, valid = jax.vmap(refined_proposals, in_axes=(0, 0, None, 0))(rois, deltas, stage0.STDS, size)
-    rois = sampler(proposals, valid, STAGE_THRESHOLDS[1], border.STDS, key=stage_keys[1])
+    rois = sampler(proposals, valid, STAGE_THRESHOLDS[1], ba.STDS, key=stage_keys[1])
     logits, deltas = stage1(model, pyramid, context, rois, config.train.roi_samples)
     return logs | stage_losses("s1", logits, deltas, rois, STAGE_WEIGHTS[1])
 
@@ -107,7 +63,7 @@ def sample_rois(proposals, valid, threshold, stds, *, truth, num_classes, config
         return roi_targets(proposals, valid, truth, threshold, stds, num_classes,
                            config.train.roi_samples, config.sampling, key)
 
-    return jax.vmap(one)(proposals, valid, truth, _image_keys(key, proposals.shape[0]))
+    return jax.vmap(one)(proposals, valid, truth, image_keys(key, proposals.shape[0]))
 
 
 def stage1(model, pyramid, context, rois, count):
@@ -115,15 +71,15 @@ def stage1(model, pyramid, context, rois, count):
     positive = rois.positive[:, :int(count * MAX_ROI_POSITIVES)]
     crops, all_levels = jax.vmap(crop_own_and_all_levels)(pyramid, rois.boxes, positive)
     logits = model.pgraph(crops, context, rois.boxes, rois.valid, model.stage0.fc_cls)
-    return logits, regress_positives(model.border, all_levels, crops[:, :positive.shape[1]], context, positive)
+    return logits, regress_positives(model.ba, all_levels, crops[:, :positive.shape[1]], context, positive)
 
 
-def regress_positives(border, crops, own, context, positive):
+def regress_positives(ba, crops, own, context, positive):
     """Deltas `[B, P, 4]`, right where `positive [B, P]`.
 
-    `crops [B, 4, P, 7, 7, C]`: of all levels; `own [B, P, 7, 7, C]`; `context [B, C]`. BA is dear and only positives
-    need it, which come first in their slots: some slots of every image are worked on at a time, and skipped where none
-    is positive. The backward pass has the crops alone and computes the rest again.
+    `crops [B, 4, P, 7, 7, C]`: of all levels; `own [B, P, 7, 7, C]`; `context [B, C]`. BA is expensive and only
+    positives need it. They come first in their slots, so the slots are processed in chunks, and a chunk without a
+    positive is skipped. The backward pass keeps the crops alone and recomputes the rest.
     """
     slots = positive.shape[1]
     chunk = max(1, min(POSITIVES_AT_ONCE, slots))
@@ -131,7 +87,7 @@ def regress_positives(border, crops, own, context, positive):
 
     def deltas(crops, own, _):
         merged = jnp.moveaxis(crops, 1, 0).reshape(4, -1, *crops.shape[3:])
-        return border(merged, own.reshape(-1, *own.shape[2:]), jnp.repeat(context, chunk, axis=0)).reshape(-1, chunk, 4)
+        return ba(merged, own.reshape(-1, *own.shape[2:]), jnp.repeat(context, chunk, axis=0)).reshape(-1, chunk, 4)
 
     def advance(inputs):
         return jax.lax.cond(inputs[2].any(), deltas, lambda *_: jnp.zeros((len(context), chunk, 4)), *inputs)
@@ -165,13 +121,3 @@ def stage_losses(name, logits, deltas, rois, weight):
         f"{name}.acc": 100.0 * correct.sum() / number,
         f"{name}.loss_bbox": weight * masked_sum(distance, rois.positive[:, :slots]) / number,
     }
-
-
-def smooth_l1(difference, beta):
-    """Elementwise .5 d^2 / beta below `beta`, |d| - .5 beta above."""
-    return optax.huber_loss(difference, delta=beta) / beta
-
-
-def masked_sum(values, mask):
-    """Sum of `values` where `mask`; what is masked may be infinite or nan."""
-    return jnp.where(mask, values, 0).sum()

@@ -1,0 +1,60 @@
+"""The state of training: where it comes from, and what is in it."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from htd_jax import mesh as mesh_lib
+from htd_jax.weights import loading
+
+
+def initial_state(functions, optimizer, config, mesh, checkpoints):
+    """Returns (updates done, state on the devices): the newest checkpoint, else `init_from`, else fresh weights.
+
+    Shapes come first: nothing is built that a checkpoint replaces.
+
+    Args:
+        functions: `models.functional.Functions`.
+        checkpoints: the `Checkpoints` of the workdir.
+    Raises UserError where a checkpoint or init_from does not fit the model.
+    """
+    everywhere = mesh_lib.replicated(mesh)
+
+    def new_state(params, frozen):
+        return init_state(params, frozen, optimizer, config.ema)
+
+    shapes = jax.eval_shape(lambda: new_state(*functions.init()))
+    restored = checkpoints.restore(jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes))
+    if restored:
+        return restored
+    weights = init_from(functions, config) if config.init_from else None  # before anything is compiled: it may not fit
+    params, frozen = jax.jit(functions.init, out_shardings=everywhere)()
+    if weights is not None:
+        params, frozen = _fill(params, weights), _fill(frozen, weights)
+    return 0, jax.jit(new_state, out_shardings=everywhere)(params, frozen)
+
+
+def init_state(params, frozen, optimizer, ema=0.0):
+    """Returns the state of training, a dict of pure dicts.
+
+    `step`: int32, updates done; `params`: trainable parameters; `frozen`: parameters and statistics that stay as they
+    are and never reach the optimiser; `optimizer`: optax's state; `ema`: averaged params, only where ema > 0.
+    """
+    state = dict(step=jnp.zeros((), jnp.int32), params=params, frozen=frozen, optimizer=optimizer.init(params))
+    return state | ({"ema": jax.tree.map(jnp.copy, params)} if ema else {})
+
+
+def init_from(functions, config):
+    """Nested dict of all parameters by path: arrays of config.init_from; shapes alone where it has none."""
+    tensors = loading.load_tensors(config.init_from)
+    return loading.load_into(loading.tree_of(functions.abstract), tensors, source=config.init_from,
+                             new_classifier=config.new_classifier)
+
+
+def _fill(tree, weights):
+    """Returns `tree`, a nested dict of arrays on devices, with the arrays that `weights` has at the same paths."""
+    if isinstance(tree, dict):
+        return {key: _fill(value, weights[key]) for key, value in tree.items()}
+    if isinstance(weights, jax.ShapeDtypeStruct):
+        return tree
+    return jax.make_array_from_process_local_data(tree.sharding, np.asarray(weights, tree.dtype))
