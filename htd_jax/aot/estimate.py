@@ -46,7 +46,7 @@ def stated_lengths(config: ConfigDict, what: str) -> dict[str, int]:
     """Source function -> the length taken for its loops."""
     limits = config.train if what == "train" else config.test
     return {
-        "ops/nms.py nms": math.ceil(limits.nms_pre / 256),  # blocks: every candidate of a level is looked at
+        "ops/nms.py _take": math.ceil(limits.nms_pre / 256),  # blocks: every candidate of a level is looked at
         "ops/nms.py _resolve": 4,  # rounds until a block is settled
         "ops/matching.py assign_anchors": LIKELY_BOXES,
         "models/detect.py regress": math.ceil(LIKELY_REGRESSED / REGRESSED_AT_ONCE),

@@ -1,6 +1,7 @@
 """Feature pyramid network: C2..C5 -> P2..P6."""
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -30,8 +31,33 @@ class FPN(nnx.Module):
 
 def upsample(x: Float[Array, "B _ _ C"], shape: tuple[int, int]) -> Float[Array, "B H W C"]:
     """Nearest-neighbour enlargement to `shape` (H, W), the source being floor(i * h / H)."""
+    if shape == (2 * x.shape[1], 2 * x.shape[2]):
+        return _doubled(x)
     rows = jnp.arange(shape[0]) * x.shape[1] // shape[0]
     columns = jnp.arange(shape[1]) * x.shape[2] // shape[1]
-    if shape == (2 * x.shape[1], 2 * x.shape[2]):
-        return x.repeat(2, axis=1).repeat(2, axis=2)
     return x[:, rows][:, :, columns]
+
+
+def _repeated(x):
+    return x.repeat(2, axis=1).repeat(2, axis=2)
+
+
+@jax.custom_vjp
+def _doubled(x):
+    return _repeated(x)
+
+
+def _doubled_backward(_, gradient):
+    batch, height, width, channels = gradient.shape
+    small = jax.ShapeDtypeStruct((batch, height // 2, width // 2, channels), gradient.dtype)
+    transposed = lambda gradient: jax.linear_transpose(_repeated, small)(gradient)[0]
+    return (jax.lax.platform_dependent(gradient, cpu=transposed, default=sums_of_four),)
+
+
+_doubled.defvjp(lambda x: (_doubled(x), None), _doubled_backward)
+
+
+def sums_of_four(x):
+    """Sums of each 2 x 2 cells of `x [B, H, W, C]`, in one pass: as sums along axes of two, a TPU moves the whole map."""
+    corner = lambda row, column: x[:, row::2, column::2].astype(jnp.float32)
+    return (corner(0, 0) + corner(0, 1) + corner(1, 0) + corner(1, 1)).astype(x.dtype)

@@ -11,6 +11,7 @@ from htd_jax.models.rpn import STDS
 from htd_jax.ops.anchors import cells_inside, grid_anchors
 from htd_jax.ops.boxes import decode
 from htd_jax.ops.nms import nms
+from htd_jax.ops.top_k import top_k
 
 NMS_IOU = 0.7
 
@@ -63,7 +64,7 @@ def propose(logits: Sequence[Float[Array, "_"]], deltas: Sequence[Float[Array, "
     scores = jnp.where(valid, jnp.take_along_axis(scores, kept, axis=1), -jnp.inf).reshape(-1)
     boxes, scores = (jnp.pad(boxes, ((0, max(0, count - len(scores))), (0, 0))),
                      jnp.pad(scores, (0, max(0, count - len(scores))), constant_values=-jnp.inf))
-    scores, order = jax.lax.top_k(scores, count)
+    scores, order = top_k(scores, count)
     valid = scores > -jnp.inf
     return Proposals(jnp.where(valid[:, None], boxes[order], 0), jnp.where(valid, scores, 0), valid)
 
@@ -72,7 +73,7 @@ def _best_of_level(logits, deltas, anchors, size, nms_pre, slots):
     """Boxes `[slots, 4]` and scores `[slots]` of the `nms_pre` best anchors of a level; -inf in unused slots."""
     logits, deltas = jax.lax.stop_gradient((logits, deltas))
     scores = jnp.where(logits > -jnp.inf, jax.nn.sigmoid(logits), -jnp.inf)
-    scores, index = jax.lax.top_k(scores, min(nms_pre, len(logits)))
+    scores, index = top_k(scores, min(nms_pre, len(logits)))
     boxes = decode(jnp.asarray(anchors)[index], deltas[index], STDS, size)
     pad = slots - len(scores)
     return jnp.pad(boxes, ((0, pad), (0, 0))), jnp.pad(scores, (0, pad), constant_values=-jnp.inf)

@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from htd_jax.models.layers import KAIMING_FAN_OUT, clear_padding, conv, norm
-from htd_jax.ops.deform_conv import deform_conv
+from htd_jax.ops.deform_conv import batch_deform_conv
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 BOTTLENECK_DEPTHS = (50, 101)
@@ -29,8 +29,7 @@ class DeformConv(nnx.Module):
 
     def __call__(self, x: Map) -> Map:
         kernel = self.kernel[...].astype(x.dtype)
-        of_image = lambda x, offsets: deform_conv(x, offsets, kernel, stride=self.stride, groups=self.groups)
-        return jax.vmap(of_image)(x, self.offset(x))
+        return batch_deform_conv(x, self.offset(x), kernel, stride=self.stride, groups=self.groups)
 
 
 class Shortcut(nnx.Module):

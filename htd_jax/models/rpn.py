@@ -13,6 +13,7 @@ from htd_jax.models.layers import clear_padding, conv, normal
 from htd_jax.models.loss_terms import masked_sum, smooth_l1
 from htd_jax.models.targets import GroundTruth, anchor_targets, image_keys
 from htd_jax.ops.anchors import RATIOS, STRIDES, grid_anchors
+from htd_jax.ops.cells import surrounding_rows
 
 STDS = (1.0, 1.0, 1.0, 1.0)
 BETA = 1 / 9
@@ -51,7 +52,8 @@ class RPNHead(nnx.Module):
         For the losses, whose gradient is 0 at all other anchors: a backward pass over whole maps would add up zeros.
         Anchors must lie inside the image, at least one cell from its border: what a border does is not reproduced.
         """
-        seen = jax.vmap(surroundings)(pyramid, anchors)
+        by_rows = lambda pyramid, anchors: surrounding_rows(pyramid, anchors // len(RATIOS))
+        seen = jax.lax.platform_dependent(pyramid, anchors, cpu=jax.vmap(surroundings), default=by_rows)
         kernel, bias = self.conv.kernel[...].astype(seen.dtype), self.conv.bias[...].astype(seen.dtype)
         hidden = seen @ kernel.reshape(-1, kernel.shape[-1]) + bias[None, None]
         hidden = jax.nn.relu(hidden)[:, None]  # an image of one row
@@ -62,7 +64,7 @@ class RPNHead(nnx.Module):
 
 
 def surroundings(pyramid: Sequence[Float[Array, "_ _ C"]], anchors: Int[Array, "N"]) -> Float[Array, "N _"]:
-    """The 3x3 cells about each of the `anchors` of one image, as rows of 9 * C."""
+    """For a CPU: the 3x3 cells about each of the `anchors` of one image, as rows of 9 * C."""
     seen, start = 0, 0
     for features in pyramid:
         height, width, channels = features.shape

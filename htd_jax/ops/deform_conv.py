@@ -3,6 +3,29 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from htd_jax.ops.deform_rows import sum_of_taps
+
+
+def batch_deform_conv(x, offsets, kernel, stride=1, padding=1, dilation=1, groups=1):
+    """`deform_conv` of every image of `x [B, H, W, in]` by its `offsets [B, Ho, Wo, 2 * kh * kw]`."""
+    where = (stride, padding, dilation)
+    by_image = lambda x, offsets, kernel: jax.vmap(
+        lambda x, offsets: deform_conv(x, offsets, kernel, *where, groups))(x, offsets)
+    by_rows = lambda x, offsets, kernel: deform_conv_by_rows(x, offsets, kernel, *where)
+    return jax.lax.platform_dependent(x, offsets, kernel, cpu=by_image, default=by_rows)
+
+
+def deform_conv_by_rows(x, offsets, kernel, stride=1, padding=1, dilation=1):
+    """`batch_deform_conv` for accelerators; see `deform_rows`."""
+    batch, height, width, _ = x.shape
+    kh, kw, in_per_group, out = kernel.shape
+    place = lambda offsets: _corners_of(offsets, (height, width), (kh, kw), stride, padding, dilation)
+    index, weights = jax.vmap(place)(offsets)
+    index += (jnp.arange(batch) * ((height + 1) * (width + 1)))[:, None, None, None]
+    kernel = kernel.reshape(kh * kw, in_per_group, out)
+    weights = tuple(weight.ravel() for weight in weights)
+    return sum_of_taps(x, index.ravel(), weights, kernel).reshape(*offsets.shape[:3], out)
+
 
 def deform_conv(x: Float[Array, "H W I"], offsets: Float[Array, "Ho Wo _"], kernel: Float[Array, "kh kw _ O"],
                 stride: int = 1, padding: int = 1, dilation: int = 1, groups: int = 1) -> Float[Array, "Ho Wo O"]:
@@ -21,18 +44,24 @@ def deform_conv(x: Float[Array, "H W I"], offsets: Float[Array, "Ho Wo _"], kern
 
 def _patches(x, offsets, taps, stride, padding, dilation):
     """Bilinear samples `[Ho, Wo, taps, C]`. Recomputed in the backward pass: kept, they would fill the memory."""
-    height, width, channels = x.shape
+    channels = x.shape[-1]
+    index, weights = _corners_of(offsets, x.shape[:2], taps, stride, padding, dilation)
+    corners = _neighbourhoods(x)[index].reshape(*index.shape, 4, channels)
+    return jnp.einsum("hwtkc,hwtk->hwtc", corners, jnp.stack(weights, axis=-1).astype(x.dtype))
+
+
+def _corners_of(offsets, shape, taps, stride, padding, dilation):
+    """Where each tap's neighbourhood is, `[Ho, Wo, taps]`, and its four corners' weights, as much each."""
+    height, width = shape
     positions = _positions(offsets.astype(jnp.float32), taps, stride, padding, dilation)
-    y, x_position = positions[..., 0], positions[..., 1]
-    inside = (y > -1) & (y < height) & (x_position > -1) & (x_position < width)
-    floor_y, floor_x = jnp.floor(y), jnp.floor(x_position)
-    dy, dx = y - floor_y, x_position - floor_x
-    corner_weights = jnp.stack([(1 - dy) * (1 - dx), (1 - dy) * dx, dy * (1 - dx), dy * dx], axis=-1)
-    corner_weights = jnp.where(inside[..., None], corner_weights, 0).astype(x.dtype)
+    y, x = positions[..., 0], positions[..., 1]
+    inside = (y > -1) & (y < height) & (x > -1) & (x < width)
+    floor_y, floor_x = jnp.floor(y), jnp.floor(x)
+    dy, dx = y - floor_y, x - floor_x
+    weights = (1 - dy) * (1 - dx), (1 - dy) * dx, dy * (1 - dx), dy * dx
     row = jnp.clip(floor_y.astype(jnp.int32) + 1, 0, height) * (width + 1)
     column = jnp.clip(floor_x.astype(jnp.int32) + 1, 0, width)
-    corners = _neighbourhoods(x)[row + column].reshape(*y.shape, 4, channels)
-    return jnp.einsum("hwtkc,hwtk->hwtc", corners, corner_weights)
+    return row + column, tuple(jnp.where(inside, weight, 0) for weight in weights)
 
 
 def _positions(offsets, taps, stride, padding, dilation):

@@ -4,6 +4,7 @@ Boxes are taken in blocks by falling score: what kept boxes suppress is dropped,
 `keep <- not (any kept, better box overlaps)` to its fixed point, which is the greedy answer. It stops as soon as
 enough are kept, so nothing quadratic in the number of candidates is ever built and there is no cap on them.
 """
+import functools
 from typing import NamedTuple
 
 import jax
@@ -11,8 +12,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from htd_jax.ops.boxes import pairwise_iou
+from htd_jax.ops.top_k import top_k
 
 BLOCK = 256  # boxes; one at a time would be thousands of dependent steps, all at once a matrix of N x N
+PART = 2048  # candidates that accelerators sort at a time; of longer lists few are looked at to the end
 
 
 class Detections(NamedTuple):
@@ -31,11 +34,44 @@ def nms(boxes: Float[Array, "N 4"], scores: Float[Array, "N"], iou_threshold: fl
     A score of -inf marks an unused slot. A kept, better box of the same group (`groups`: classes or levels) suppresses
     a box with IoU strictly greater than the threshold; 0/0 does not suppress. Equal scores: the first index is better.
     """
-    count = boxes.shape[0]
-    block = min(BLOCK, count)
-    groups = jnp.zeros(count, jnp.int32) if groups is None else groups
-    order = jnp.pad(jnp.argsort(-scores, stable=True), (0, -count % block))
-    candidates = jnp.sum(scores > -jnp.inf)
+    groups = jnp.zeros(len(boxes), jnp.int32) if groups is None else groups
+    at_once, in_parts = (functools.partial(form, iou_threshold=iou_threshold, max_kept=max_kept)
+                         for form in (_at_once, _in_parts))
+    if len(boxes) <= PART:
+        return at_once(boxes, scores, groups)
+    return jax.lax.platform_dependent(boxes, scores, groups, cpu=at_once, default=in_parts)
+
+
+def _at_once(boxes, scores, groups, iou_threshold, max_kept):
+    order = jnp.argsort(-scores, stable=True)
+    start = jnp.int32(0), jnp.zeros(max_kept, jnp.int32)
+    kept_count, kept = _take(boxes, groups, order, jnp.sum(scores > -jnp.inf), iou_threshold, start)
+    return kept, jnp.arange(max_kept) < kept_count
+
+
+def _in_parts(boxes, scores, groups, iou_threshold, max_kept):
+    """For accelerators: the best `PART` boxes, then the next as many, until enough are kept."""
+    scores = jnp.where(scores == 0, 0, scores)  # or top_k put 0 before -0
+
+    def unfinished(state):
+        last, _, kept_count, _ = state
+        return (last > -jnp.inf) & (kept_count < max_kept)
+
+    def take_next(state):
+        last, last_index, *kept = state
+        behind = (scores < last) | ((scores == last) & (jnp.arange(len(scores)) > last_index))
+        best, order = top_k(jnp.where(behind, scores, -jnp.inf), min(PART, len(scores)))
+        return best[-1], order[-1], *_take(boxes, groups, order, jnp.sum(best > -jnp.inf), iou_threshold, kept)
+
+    start = jnp.float32(jnp.inf), jnp.int32(-1), jnp.int32(0), jnp.zeros(max_kept, jnp.int32)
+    _, _, kept_count, kept = jax.lax.while_loop(unfinished, take_next, start)
+    return kept, jnp.arange(max_kept) < kept_count
+
+
+def _take(boxes, groups, order, candidates, iou_threshold, state):
+    """The number kept and `kept [max_kept]` after the first `candidates` boxes of `order [N]`."""
+    max_kept, block = len(state[1]), min(BLOCK, len(order))
+    order = jnp.pad(order, (0, -len(order) % block))
 
     def unfinished(state):
         position, kept_count, _ = state
@@ -52,9 +88,7 @@ def nms(boxes: Float[Array, "N 4"], scores: Float[Array, "N"], iou_threshold: fl
         kept = kept.at[slot].set(index.astype(jnp.int32), mode="drop")
         return position + block, jnp.minimum(kept_count + keep.sum(), max_kept), kept
 
-    start = jnp.int32(0), jnp.int32(0), jnp.zeros(max_kept, jnp.int32)
-    _, kept_count, kept = jax.lax.while_loop(unfinished, take_block, start)
-    return kept, jnp.arange(max_kept) < kept_count
+    return jax.lax.while_loop(unfinished, take_block, (jnp.int32(0), *state))[1:]
 
 
 def multiclass_nms(boxes: Float[Array, "N 4"], scores: Float[Array, "N K"], iou_threshold: float, min_score: float,

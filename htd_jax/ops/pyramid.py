@@ -1,5 +1,4 @@
 """RoIAlign on a feature pyramid: the level of each RoI, crops of its own level or of all, and where padded maps end."""
-import functools
 from collections.abc import Sequence
 
 import jax
@@ -7,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from htd_jax.ops.crop_tiles import crops_by_tiles, takes
+from htd_jax.ops.edges import extended
 from htd_jax.ops.roi_align import roi_align
 from htd_jax.ops.windows import of_level
 
@@ -31,28 +31,7 @@ def extend_edges(pyramid: Sequence[Float[Array, "B _ _ C"]],
 
     So a RoI at the edge of an image with more padding reads what the border rule would give it at the end of a map.
     """
-    return [_extend_edge(_extend_edge(features, 1, padded[:, 0], stride), 2, padded[:, 1], stride)
-            for features, stride in zip(pyramid, STRIDES)]
-
-
-def _extend_edge(features, axis, end, stride):
-    beyond = jnp.arange(features.shape[axis]) == -(-end[:, None] // stride)
-    return _repeated(axis, features, jnp.expand_dims(beyond, (3 - axis, 3)))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _repeated(axis, features, here):
-    """`features` whose cells `here` are what the ones before them along `axis` are."""
-    return jnp.where(here, jnp.roll(features, 1, axis), features)
-
-
-def _repeated_backward(axis, here, gradient):
-    """In one pass over the map: derived from the above, it would be three, with copies of the map between them."""
-    before = jnp.roll(here, -1, axis)
-    return jnp.where(here, 0, gradient) + jnp.where(before, jnp.roll(gradient, -1, axis), 0), None
-
-
-_repeated.defvjp(lambda axis, features, here: (_repeated(axis, features, here), here), _repeated_backward)
+    return [extended(features, -(-padded // stride)) for features, stride in zip(pyramid, STRIDES)]
 
 
 def crop_own_level(pyramid: Pyramid, rois: Float[Array, "N 4"], form: str = "auto") -> Float[Array, "N 7 7 C"]:

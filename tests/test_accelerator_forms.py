@@ -1,0 +1,105 @@
+"""What accelerators compute in a form of their own is what the plain statement gives, gradients included."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from htd_jax.models import fpn
+from htd_jax.models.rpn import surroundings
+from htd_jax.ops import edges, nms as nms_lib, sampling, top_k as top_k_lib
+from htd_jax.ops.cells import surrounding_rows
+from htd_jax.ops.deform_conv import deform_conv, deform_conv_by_rows
+
+
+def draw(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape, np.float32))
+
+
+def check_value_and_gradients(form, plain, *inputs, tolerance=1e-5):
+    (value, gradients), (expected, plain_gradients) = jax.vjp(form, *inputs), jax.vjp(plain, *inputs)
+    cotangent = draw(*expected.shape, seed=9)
+    for a, b in zip([value, *jax.tree.leaves(gradients(cotangent))], [expected, *jax.tree.leaves(plain_gradients(cotangent))],
+                    strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=tolerance * float(jnp.abs(b).max()))
+
+
+@pytest.mark.parametrize("groups, stride, reach", [(1, 1, 1), (4, 1, 1), (1, 2, 4), (1, 1, 20)])
+def test_deformable_convolution(groups, stride, reach):
+    x, offsets = draw(2, 8, 12, 16), reach * draw(2, 8 // stride, 12 // stride, 18, seed=1)
+    kernel = draw(3, 3, 16 // groups, 8, seed=2)
+    plain = lambda *inputs: jax.vmap(lambda x, offsets: deform_conv(x, offsets, inputs[2], stride, groups=groups))(*inputs[:2])
+    check_value_and_gradients(lambda *inputs: deform_conv_by_rows(*inputs, stride), plain, x, offsets, kernel)
+
+
+def test_gradient_of_deformable_convolution_is_summed_in_float32():
+    """Of 9 * 1024 taps on one cell: bfloat16 sums would stop growing at 256."""
+    x, kernel = jnp.ones((1, 32, 32, 2), jnp.bfloat16), jnp.ones((3, 3, 2, 1), jnp.bfloat16)
+    y, x_ = jnp.meshgrid(jnp.arange(32) - 1, jnp.arange(32) - 1, indexing="ij")
+    taps = jnp.arange(9)
+    to_one_cell = jnp.stack([5 - y[..., None] - taps // 3, 5 - x_[..., None] - taps % 3], axis=-1).reshape(1, 32, 32, 18)
+    gradient = jax.grad(lambda x: deform_conv_by_rows(x, to_one_cell.astype(jnp.float32), kernel).astype(jnp.float32).sum())(x)
+    assert gradient[0, 5, 5, 0] == 9 * 1024 and gradient.sum() == 2 * 9 * 1024
+
+
+def test_surroundings_of_anchors():
+    shapes = [(16, 20), (8, 10), (4, 5), (3, 3)]
+    pyramid = [draw(2, *shape, 8, seed=k) for k, shape in enumerate(shapes)]
+    starts = np.cumsum([0, *(h * w for h, w in shapes)])
+    inner = [start + y * w + x for start, (h, w) in zip(starts, shapes) for y in range(1, h - 1) for x in range(1, w - 1)]
+    anchors = 3 * jnp.asarray(np.random.default_rng(0).choice(inner, (2, 60))) + jnp.arange(60) % 3  # some twice
+    check_value_and_gradients(lambda *pyramid: surrounding_rows(list(pyramid), anchors // 3),
+                              lambda *pyramid: jax.vmap(surroundings)(list(pyramid), anchors), *pyramid)
+
+
+def test_gradient_of_doubling():
+    x = draw(2, 5, 7, 3)
+    gradient = draw(2, 10, 14, 3, seed=1)
+    plain = jax.vjp(lambda x: x.repeat(2, axis=1).repeat(2, axis=2), x)[1](gradient)[0]
+    np.testing.assert_allclose(fpn.sums_of_four(gradient), plain, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(jax.vjp(lambda x: fpn.upsample(x, (10, 14)), x)[1](gradient)[0], plain, rtol=1e-5, atol=1e-6)
+
+
+def test_edges_in_place():
+    features, ends = draw(4, 6, 7, 3), jnp.array([[6, 7], [3, 7], [6, 2], [1, 1]])
+    np.testing.assert_array_equal(edges.extend_in_place(features, ends), edges.extend_in_passes(features, ends))
+    np.testing.assert_allclose(edges.in_place_backward(features, ends), edges.in_passes_backward(features, ends), rtol=1e-6)
+    plain = jax.vjp(lambda x: edges.extend_in_passes(x, ends), features)[1](features)[0]
+    np.testing.assert_allclose(edges.in_place_backward(features, ends), plain, rtol=1e-6)
+
+
+def numbers(kind, count, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal(count).astype(np.float32)
+    rare = rng.random(count) < 0.01
+    return {"all": x, "ties": np.round(2 * x) / 2, "few": np.where(rare, x, -np.inf), "none": np.full(count, -np.inf),
+            "zeros": np.where(x > 0, 0.0, -0.0)}[kind].astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", ["all", "ties", "few", "none", "zeros"])
+@pytest.mark.parametrize("count, k", [(257, 257), (5000, 300)])
+def test_top_k(kind, count, k):
+    x = jnp.asarray(numbers(kind, count))
+    (values, index), (expected, at) = top_k_lib.by_counting(x, k), jax.lax.top_k(x, k)
+    np.testing.assert_array_equal(values, expected)
+    np.testing.assert_array_equal(index, at)
+
+
+@pytest.mark.parametrize("number", [0, 1, 40, 64])
+def test_random_indices(number):
+    x = jnp.asarray(numbers("ties", 1000))
+    at = jnp.sort(jax.lax.top_k(x, 64)[1][:number])
+    found = sampling.greatest_by_counting(x, jnp.int32(number), 64)
+    np.testing.assert_array_equal(found[:number], at)
+    assert (found[number:] == 1000).all()
+
+
+@pytest.mark.parametrize("kind", ["all", "ties", "few", "none"])
+@pytest.mark.parametrize("kept", [20, 500])
+def test_nms_in_parts(kind, kept, monkeypatch):
+    monkeypatch.setattr(nms_lib, "PART", 64), monkeypatch.setattr(nms_lib, "BLOCK", 32)
+    corner = 100 * jnp.abs(draw(700, 2))
+    boxes = jnp.concatenate([corner, corner + 40 + 20 * jnp.abs(draw(700, 2, seed=1))], axis=1)
+    of = boxes, jnp.asarray(numbers(kind, 700)), jnp.arange(700) % 3, 0.5, kept
+    (index, used), (expected, expected_used) = nms_lib._in_parts(*of), nms_lib._at_once(*of)
+    np.testing.assert_array_equal(used, expected_used)
+    np.testing.assert_array_equal(jnp.where(used, index, 0), jnp.where(used, expected, 0))
