@@ -127,7 +127,7 @@ def _in_form(form, by_levels, by_tiles, pyramid, *items):
     if form == "products":
         return levels_form(pyramid, *items)
     if form == "auto":
-        forms = dict(cpu=levels_form, tpu=kernels("tpu"), cuda=kernels("gpu"), default=levels_form)
+        forms = dict(tpu=kernels("tpu"), cuda=kernels("gpu"), default=levels_form)
     else:
         forms = {DEVICES[form]: kernels(form), "default": kernels(form, interpret=True)}
     return jax.lax.platform_dependent(list(pyramid), *items, **forms)
