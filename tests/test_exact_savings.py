@@ -60,9 +60,10 @@ def test_the_head_at_sampled_anchors_is_the_head_there(size):
 @pytest.mark.parametrize("positives", [(0, 0), (1, 0), (5, POSITIVES_AT_ONCE + 1), (POSITIVES_AT_ONCE * 2 + 3,) * 2])
 def test_positives_are_regressed_as_if_all_were(positives):
     slots = POSITIVES_AT_ONCE * 2 + 3  # not a whole number of chunks
-    positive = jnp.arange(slots) < jnp.asarray(positives)[:, None]
+    positive = jnp.arange(slots)[None] < jnp.asarray(positives)[:, None]
     ba = BA(CHANNELS, 18, 12, 6, rngs=nnx.Rngs(0))
-    crops, own, context = draw(2, 4, slots, 7, 7, CHANNELS), draw(2, slots, 7, 7, CHANNELS, seed=1), draw(2, CHANNELS, seed=2)
+    crops, own = draw(2, 4, slots, 7, 7, CHANNELS), draw(2, slots, 7, 7, CHANNELS, seed=1)
+    context = draw(2, CHANNELS, seed=2)
 
     def all_of_them(ba, crops, own, context, positive):
         flat = lambda x: x.reshape(-1, *x.shape[2:])
@@ -95,8 +96,8 @@ def test_both_crops_of_stage_1_are_the_two_kinds_of_crops():
     def apart(maps):
         own = pyramid_lib.crop_own_level(maps, rois)
         every = pyramid_lib.crop_all_levels(maps, rois[:9], own[:9])
-        here = jnp.arange(4)[:, None] == pyramid_lib.roi_levels(rois[:9])
-        return own, jnp.where((where | here)[..., None, None, None], every, 0)
+        on_level = jnp.arange(4)[:, None] == pyramid_lib.roi_levels(rois[:9])[None]
+        return own, jnp.where((where[None] | on_level)[..., None, None, None], every, 0)
 
     def both(maps):
         return pyramid_lib.crop_own_and_all_levels(maps, rois, where)

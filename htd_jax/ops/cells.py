@@ -2,15 +2,18 @@
 
 A row costs them some ten cycles; a window cut out of a map, as a CPU likes it, a thousand.
 """
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 TAPS = 9
 
 
 @jax.custom_vjp
-def surrounding_rows(pyramid, cells):
-    """The 3x3 cells `[B, N, 9 * C]` about `cells [B, N]`, indices among those of all levels, each `[B, H, W, C]`.
+def surrounding_rows(pyramid: Sequence[Float[Array, "B _ _ C"]], cells: Int[Array, "B N"]) -> Float[Array, "B N _"]:
+    """The 3x3 cells about `cells`, indices among those of all levels, as rows of 9 * C.
 
     Right for cells that are not at a border; for others, it reads a cell of the map in place of one beyond it.
     """
@@ -27,7 +30,7 @@ def _forward(pyramid, cells):
 
 
 def _backward(inputs, gradient):
-    """Adds up in float32, by rising index: XLA sorts indices that it does not know to be sorted, all images' at once."""
+    """Adds up in float32, by rising index: XLA sorts indices not known to be sorted, of all images at once."""
     like, cells = inputs
     batch, count = cells.shape
     order = jnp.argsort(_tap_positions(cells, _shapes(like)).reshape(batch, -1), axis=1)
@@ -55,11 +58,11 @@ def _shapes(pyramid):
 
 def _tap_positions(cells, shapes):
     """Index `[B, N, 9]` of each cell about `cells [B, N]` among those of all levels of an image."""
-    positions, start = 0, 0
+    positions, start, taps = 0, 0, jnp.arange(TAPS)[None, None]
     for height, width in shapes:
         cell = cells - start
-        y = jnp.clip((cell // width)[..., None] + jnp.arange(TAPS) // 3 - 1, 0, height - 1)
-        x = jnp.clip((cell % width)[..., None] + jnp.arange(TAPS) % 3 - 1, 0, width - 1)
+        y = jnp.clip((cell // width)[..., None] + taps // 3 - 1, 0, height - 1)
+        x = jnp.clip((cell % width)[..., None] + taps % 3 - 1, 0, width - 1)
         here = (cell >= 0) & (cell < height * width)
         positions += jnp.where(here[..., None], start + y * width + x, 0)
         start += height * width

@@ -1,9 +1,10 @@
 """RoI crops by the kernels of accelerators, and the gradient of the pyramid: for one image, under `vmap`, for many.
 
-Each kernel is a JAX primitive over a batch of images. So it takes all of them in one call however they were mapped, and it
-is traced when a program is lowered for its device, not for every device that could have run the program.
+Each kernel is a JAX primitive over a batch of images. So it takes all of them in one call however they were mapped, and
+it is traced when a program is lowered for its device, not for every device that could have run the program.
 """
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -12,13 +13,14 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
 
 from htd_jax.ops.crop_products import BINS
 from htd_jax.ops.gpu import roi_align as gpu, roi_align_backward as gpu_backward
 from htd_jax.ops.tpu import roi_align as tpu, roi_align_backward as tpu_backward
 
 
-def takes(device, pyramid):
+def takes(device: str, pyramid: Sequence[Float[Array, "*_ _ _ C"]]) -> bool:
     """Whether the kernels of `device` can pool from `pyramid`."""
     channels, dtype = pyramid[0].shape[-1], pyramid[0].dtype
     if device == "tpu":
@@ -26,11 +28,11 @@ def takes(device, pyramid):
     return gpu.fits(channels)
 
 
-def crops_by_tiles(pyramid, corners, levels, active, device, interpret=False):
-    """Crops `[N, 7, 7, C]` at `corners [N, 4]` (in cells) on `levels [N]` of `pyramid` (each `[H, W, C]`).
+def crops_by_tiles(pyramid: Sequence[Float[Array, "_ _ C"]], corners: Float[Array, "N 4"], levels: Int[Array, "N"],
+                   active: Bool[Array, "N"], device: str, interpret: bool = False) -> Float[Array, "N 7 7 C"]:
+    """Crops at `corners` (in cells) on `levels` of a pyramid; 0 unless `active`. Only the pyramid has a gradient.
 
-    Those that are not `active [N]` are 0. Only the pyramid has a gradient. `device`: whose kernels, 'tpu' or 'gpu';
-    `interpret`: run them on whatever device is there, slowly.
+    `device`: whose kernels, 'tpu' or 'gpu'; `interpret`: run them on whatever device is there, slowly.
     """
     batch = jax.tree.map(lambda x: x[None], (list(pyramid), jax.lax.stop_gradient(corners), levels, active))
     return _crops(Kernels(device, interpret), tuple(level.shape[:2] for level in pyramid), *batch)[0]
@@ -87,7 +89,7 @@ def _as_more_images(primitive, arrays, axes, **fixed):
 
 
 def _split_by_images(run, *arrays, **fixed):
-    """`run` on the devices of the mesh it is traced under: each takes its own images, since no compiler splits a kernel."""
+    """`run` on the devices of the mesh it is traced under, each with its own images: no compiler splits a kernel."""
     mesh, run = jax.sharding.get_abstract_mesh(), functools.partial(run, **fixed)
     if not mesh.empty and mesh.size > 1 and len(arrays[0]) % mesh.size == 0:
         images = PartitionSpec(mesh.axis_names)

@@ -5,9 +5,13 @@ from jaxtyping import Array, Float
 
 from htd_jax.ops.deform_rows import sum_of_taps
 
+Maps, Outputs = Float[Array, "B H W I"], Float[Array, "B Ho Wo O"]
+Offsets, Kernel = Float[Array, "B Ho Wo _"], Float[Array, "kh kw _ O"]
 
-def batch_deform_conv(x, offsets, kernel, stride=1, padding=1, dilation=1, groups=1):
-    """`deform_conv` of every image of `x [B, H, W, in]` by its `offsets [B, Ho, Wo, 2 * kh * kw]`."""
+
+def batch_deform_conv(x: Maps, offsets: Offsets, kernel: Kernel, stride: int = 1, padding: int = 1, dilation: int = 1,
+                      groups: int = 1) -> Outputs:
+    """`deform_conv` of every image by its `offsets`."""
     where = (stride, padding, dilation)
     by_image = lambda x, offsets, kernel: jax.vmap(
         lambda x, offsets: deform_conv(x, offsets, kernel, *where, groups))(x, offsets)
@@ -15,7 +19,8 @@ def batch_deform_conv(x, offsets, kernel, stride=1, padding=1, dilation=1, group
     return jax.lax.platform_dependent(x, offsets, kernel, cpu=by_image, default=by_rows)
 
 
-def deform_conv_by_rows(x, offsets, kernel, stride=1, padding=1, dilation=1):
+def deform_conv_by_rows(x: Maps, offsets: Offsets, kernel: Kernel, stride: int = 1, padding: int = 1,
+                        dilation: int = 1) -> Outputs:
     """`batch_deform_conv` for accelerators; see `deform_rows`."""
     batch, height, width, _ = x.shape
     kh, kw, in_per_group, out = kernel.shape

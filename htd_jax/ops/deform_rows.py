@@ -7,15 +7,17 @@ XLA sorts them anyhow, and before they are made there are four times fewer numbe
 """
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 CORNERS = 4
 
 
 @jax.custom_vjp
-def sum_of_taps(x, index, weights, kernel):
-    """What `kernel [taps, in / groups, out]` makes of the taps of each of P places: `[P, out]`.
+def sum_of_taps(x: Float[Array, "B H W I"], index: Int[Array, "T"], weights: tuple[Float[Array, "T"], ...],
+                kernel: Float[Array, "taps _ O"]) -> Float[Array, "places O"]:
+    """What the kernel makes of the taps of each place, T in all.
 
-    `x [B, H, W, in]`; `index` int32 `[P * taps]`: a row of `neighbourhoods(x)`; `weights`: of its four corners, float32 `[P * taps]` each.
+    `index`: each tap's row of `neighbourhoods(x)`; `weights`: of its four corners, float32.
     """
     return _product(_weighted(_rows(x, index), weights), kernel)
 
@@ -37,8 +39,8 @@ def _backward(inputs, gradient):
 sum_of_taps.defvjp(_forward, _backward)
 
 
-def neighbourhoods(x):
-    """Every 2 x 2 neighbourhood of `x [B, H, W, C]` framed by zeros, as rows `[B * (H + 1) * (W + 1), 4 * C]`.
+def neighbourhoods(x: Float[Array, "B H W C"]) -> Float[Array, "_ _"]:
+    """Every 2 x 2 neighbourhood of `x` framed by zeros, as rows `[B * (H + 1) * (W + 1), 4 * C]`.
 
     A frame of one row above and one column on the left is enough: where a map ends, the next row or image begins.
     """

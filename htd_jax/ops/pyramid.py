@@ -74,8 +74,9 @@ def crop_own_and_all_levels(pyramid: Pyramid, rois: Float[Array, "N 4"], where: 
 
     def by_levels(pyramid, rois, levels, where, form):
         first = slice(len(where))
-        pooled = jnp.concatenate([rois, rois[first]])
-        crops = [roi_align(features, pooled, stride, jnp.concatenate([levels == k, where & (levels[first] != k)]), form)
+        pooled, first_levels = jnp.concatenate([rois, rois[first]]), levels[first]
+        crops = [roi_align(features, pooled, stride, jnp.concatenate([levels == k, where & (first_levels != k)]),
+                           form)
                  for k, (features, stride) in enumerate(zip(pyramid, STRIDES))]
         own = jax.lax.optimization_barrier(sum(part[:count] for part in crops))
         return own, jnp.stack([part[count:] for part in crops])
@@ -91,7 +92,7 @@ def crop_own_and_all_levels(pyramid: Pyramid, rois: Float[Array, "N 4"], where: 
 
 
 def _on_other_levels(rois, levels, where):
-    """Items, level by level, of `rois` on all levels: rois, levels, and which are wanted: not those of the own level."""
+    """`rois` on all levels, level by level: rois, levels, and which are wanted: not those of the own level."""
     every = jnp.arange(len(STRIDES), dtype=levels.dtype)
     wanted = where[None] & (levels[None] != every[:, None])
     return jnp.tile(rois, (len(STRIDES), 1)), jnp.repeat(every, len(rois)), wanted.reshape(-1)

@@ -63,7 +63,7 @@ def roi_align(features: Float[Array, "H W C"], rois: Float[Array, "N 4"], stride
 
 
 def _linear(forward, backward):
-    """`forward(features, wy, wx)` with `backward(gradient, wy, wx)` as the gradient of the features; weights have none."""
+    """`forward(features, wy, wx)` with `backward(gradient, wy, wx)` as its gradient; the weights have none."""
     crops = jax.custom_vjp(forward)
     crops.defvjp(lambda features, wy, wx: (crops(features, wy, wx), (wy, wx)),
                  lambda weights, gradient: (backward(gradient, *weights), None, None))

@@ -3,7 +3,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from htd_jax.ops.top_k import FEW, among_best, places
 
@@ -71,6 +71,6 @@ def _greatest_by_sorting(draw, number, slots):
     return jnp.sort(jnp.where(jnp.arange(slots) < number, index, length))
 
 
-def greatest_by_counting(draw, number, slots):
-    """Ascending indices of the `number` greatest of `draw [N]`, then N: `[slots]`."""
+def greatest_by_counting(draw: Float[Array, "N"], number: Int[Array, ""], slots: int) -> Int[Array, "slots"]:
+    """Ascending indices of the `number` greatest, then N."""
     return jnp.where(jnp.arange(slots) < number, places(among_best(draw, number), slots), draw.shape[0])

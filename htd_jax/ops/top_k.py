@@ -6,28 +6,29 @@ reach it are put together by their place; and only they are sorted. The result i
 """
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 BITS = 2  # found at a time
 ROW = 256  # numbers whose places are counted at once
 FEW = 4096  # so many are best sorted
 
 
-def top_k(x, k):
-    """`lax.top_k` of float32 `x [N]`: the values `[k]` by falling size and their indices, the first of equals first."""
+def top_k(x: Float[Array, "N"], k: int) -> tuple[Float[Array, "k"], Int[Array, "k"]]:
+    """`lax.top_k` of float32: the `k` greatest by falling size and their indices, the first of equals first."""
     if len(x) <= FEW:
         return jax.lax.top_k(x, k)
     return jax.lax.platform_dependent(x, cpu=lambda x: tuple(jax.lax.top_k(x, k)), default=lambda x: by_counting(x, k))
 
 
-def by_counting(x, k):
+def by_counting(x: Float[Array, "N"], k: int) -> tuple[Float[Array, "k"], Int[Array, "k"]]:
     """`top_k`, for accelerators."""
     index = places(among_best(x, k), k)
     values, order = jax.lax.top_k(x[index], k)
     return values, index[order]
 
 
-def among_best(x, number):
-    """Whether each of `x [N]` is among the `number` (which may be an array) greatest, the first of equals first."""
+def among_best(x: Float[Array, "N"], number: int | Int[Array, ""]) -> Bool[Array, "N"]:
+    """Whether each of `x` is among the `number` greatest, the first of equals first."""
     keys = _ordered(x)
     last = _bisect(lambda least: (keys[None, :] >= least[:, None]).sum(axis=1), number, 32)
     equals, more = keys == last, number - (keys > last).sum()
@@ -44,7 +45,7 @@ def _ordered(x):
 
 
 def _bisect(count, number, bits):
-    """The greatest uint32 of `bits` bits of which count([it]) is at least `number`; counts fall with what is counted."""
+    """The greatest uint32 of `bits` bits of which count([it]) is at least `number`; count falls as numbers grow."""
     steps = -(-bits // BITS)
     digits = jnp.arange(1, 1 << BITS, dtype=jnp.uint32)
 
@@ -56,8 +57,8 @@ def _bisect(count, number, bits):
     return jax.lax.fori_loop(0, steps, step, jnp.uint32(0))
 
 
-def places(chosen, slots):
-    """Ascending indices `[slots]` of those `chosen [N]` (bool), then N - 1: first the row of each is found, then its place."""
+def places(chosen: Bool[Array, "N"], slots: int) -> Int[Array, "slots"]:
+    """Ascending indices of those `chosen`, then N - 1: first the row of each is found, then its place in it."""
     rows = jnp.pad(chosen, (0, -len(chosen) % ROW)).reshape(-1, ROW)
     ends = jnp.cumsum(rows.sum(axis=1))
     slot = jnp.arange(slots)

@@ -4,26 +4,29 @@ A program reads the tiles of 8 x 16 cells that its RoI needs, on its level, as m
 `K (64 x 128) . F (128 x C)` for each, where K is the outer product of the two axes' weights.
 """
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
+from jaxtyping import Array, Bool, Float, Int
 
 from htd_jax.ops.crop_products import BINS
 from htd_jax.ops.gpu import tiles
 from htd_jax.ops.gpu.tiles import COLUMNS, ROWS, SLOTS
 
 
-def fits(channels):
+def fits(channels: int) -> bool:
     """Whether the kernels can work on so many channels."""
     return tiles.channels_at_once(channels) >= 16  # of a matrix product's operand, at least
 
 
-def crops(pyramid, corners, levels, active, interpret=False):
-    """Crops `[B, N, 7, 7, C]` at `corners [B, N, 4]` (in cells) on `levels [B, N]` of `pyramid` (each `[B, H, W, C]`).
+def crops(pyramid: Sequence[Float[Array, "B _ _ C"]], corners: Float[Array, "B N 4"], levels: Int[Array, "B N"],
+          active: Bool[Array, "B N"], interpret: bool = False) -> Float[Array, "B N 7 7 C"]:
+    """Crops at `corners` (in cells) on `levels` of a pyramid; 0 unless `active`.
 
-    Those that are not `active [B, N]` are 0. `interpret`: run on any device, slowly.
+    `interpret`: run on any device, slowly.
     """
     (batch, count), channels = levels.shape, pyramid[0].shape[-1]
     shapes, block = tuple(level.shape[1:3] for level in pyramid), tiles.channels_at_once(channels)
@@ -60,7 +63,8 @@ def _pooled(total, features, shape, image, channels, here, extent, samples):
             down = tiles.row_weights(samples, y, height, True)
             cells, within = tiles.tile_cells(y, x, width, (top + rows, left + columns))
             cells = (image * height) * width + cells
-            values = plt.load(features.at[tiles.elements(cells, channels)], mask=tiles.spread(within, channels.size), other=0)
+            values = plt.load(features.at[tiles.elements(cells, channels)],
+                              mask=tiles.spread(within, channels.size), other=0)
             weights = (down[:, :, None] * across[:, None, :]).reshape(SLOTS**2, ROWS * COLUMNS).astype(values.dtype)
             return total + jnp.dot(weights, values, precision=tiles.precision(values.dtype),
                                    preferred_element_type=jnp.float32)

@@ -4,11 +4,13 @@ A program sums in float32, in registers, what the items that read its tile give 
 in memory, and the result is always the same. Which items those are it is told by a bit for each.
 """
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
+from jaxtyping import Array, Bool, Float, Int
 
 from htd_jax.ops.gpu import tiles
 from htd_jax.ops.gpu.tiles import COLUMNS, ROWS, SLOTS
@@ -16,8 +18,10 @@ from htd_jax.ops.gpu.tiles import COLUMNS, ROWS, SLOTS
 BITS = 32
 
 
-def gradients(gradient, corners, levels, active, shapes, interpret=False):
-    """Gradients of the levels of `shapes` (h, w), each `[B, H, W, C]`, from that of the crops, `[B, N, 7, 7, C]`."""
+def gradients(gradient: Float[Array, "B N 7 7 C"], corners: Float[Array, "B N 4"], levels: Int[Array, "B N"],
+              active: Bool[Array, "B N"], shapes: Sequence[tuple[int, int]],
+              interpret: bool = False) -> list[Float[Array, "B _ _ C"]]:
+    """Gradients of the levels of `shapes` (h, w) from that of the crops."""
     channels = gradient.shape[-1]
     ints, floats = tiles.scalars_of(corners, levels, active, shapes)
     rows = gradient.reshape(-1, channels)
@@ -39,15 +43,19 @@ def _of_level(rows, ints, floats, level, shape, items, interpret):
 
 
 def _readers(ints, level, shape):
-    """Int32 `[B * rows of tiles, columns of tiles, words]`: bit n % 32 of word n // 32 says that item n reads the tile."""
-    here, top, rows, left, columns = (ints[..., i] for i in range(5))
-    reads = lambda first, used, size, side: (
-        (first[:, None] < (jnp.arange(pl.cdiv(size, side)) + 1)[:, None] * side)
-        & ((first + used)[:, None] > jnp.arange(pl.cdiv(size, side))[:, None] * side) & (used > 0)[:, None])
-    down, across = reads(top, jnp.where(here == level, rows, 0), shape[0], ROWS), reads(left, columns, shape[1], COLUMNS)
-    both = down[:, :, None] & across[:, None]
-    both = jnp.pad(both, ((0, 0), (0, 0), (0, 0), (0, -both.shape[-1] % BITS)))
-    words = both.reshape(*both.shape[:3], -1, BITS).astype(jnp.uint32) << jnp.arange(BITS, dtype=jnp.uint32)
+    """Int32 `[B * rows of tiles, columns of tiles, words]`: bit n % 32 of word n // 32: item n reads the tile."""
+    item_level, top, rows, left, columns = (ints[..., i] for i in range(5))
+
+    def reads(first, used, size, side):
+        tile = jnp.arange(pl.cdiv(size, side))[None, :, None] * side
+        first, used = first[:, None], used[:, None]
+        return (first < tile + side) & (first + used > tile) & (used > 0)
+
+    down = reads(top, jnp.where(item_level == level, rows, 0), shape[0], ROWS)
+    tiles_read = down[:, :, None] & reads(left, columns, shape[1], COLUMNS)[:, None]
+    tiles_read = jnp.pad(tiles_read, ((0, 0), (0, 0), (0, 0), (0, -tiles_read.shape[-1] % BITS)))
+    words = tiles_read.reshape(*tiles_read.shape[:3], -1, BITS).astype(jnp.uint32)
+    words <<= jnp.arange(BITS, dtype=jnp.uint32)[None, None, None, None]
     return jax.lax.bitcast_convert_type(words.sum(axis=-1, dtype=jnp.uint32), jnp.int32).reshape(-1, *words.shape[2:4])
 
 

@@ -5,15 +5,28 @@ The pyramid comes in once for each image (46 MB at 800x1344 in bfloat16), and ev
 crop, where K is the outer product of the two axes' weights: one matrix product with float32 sums.
 """
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Bool, Float, Int
 
 from htd_jax.ops.crop_products import BINS
 from htd_jax.ops.tpu.atlas import (
-    ALIGN, COLUMNS, FLOATS, GROUP, INTS, ROWS, atlas_of, channels_at_once, read_item, scalars_of)
+    ALIGN,
+    COLUMNS,
+    FLOATS,
+    GROUP,
+    INTS,
+    ROWS,
+    atlas_of,
+    channels_at_once,
+    read_item,
+    scalars_of,
+)
 from htd_jax.ops.windows import weight
 
 SLOTS = 8  # of a row of 7 bins, so that it fills a tile of vectors
@@ -42,10 +55,11 @@ def compiler_options():
     return pltpu.CompilerParams(vmem_limit_bytes=_vector_memory() - RESERVE)
 
 
-def crops(pyramid, corners, levels, active, interpret=False):
-    """Crops `[B, N, 7, 7, C]` at `corners [B, N, 4]` (in cells) on `levels [B, N]` of `pyramid` (each `[B, H, W, C]`).
+def crops(pyramid: Sequence[Float[Array, "B _ _ C"]], corners: Float[Array, "B N 4"], levels: Int[Array, "B N"],
+          active: Bool[Array, "B N"], interpret: Any = False) -> Float[Array, "B N 7 7 C"]:
+    """Crops at `corners` (in cells) on `levels` of a pyramid; 0 unless `active`.
 
-    Those that are not `active [B, N]` are 0. `interpret`: run on any device, slowly.
+    `interpret`: run on any device, slowly.
     """
     (batch, count), channels, dtype = levels.shape, pyramid[0].shape[-1], pyramid[0].dtype
     atlas = atlas_of([level.shape[1:3] for level in pyramid])

@@ -4,23 +4,36 @@ Items come one after another and add `K^T (256 x 56) . G (56 x C)` to each tile 
 and so is the result.
 """
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Bool, Float, Int
 
 from htd_jax.ops.crop_products import BINS
 from htd_jax.ops.tpu.atlas import ALIGN, COLUMNS, GROUP, ROWS, atlas_of, read_item, scalars_of
 from htd_jax.ops.tpu.roi_align import (
-    SLOTS, block_of, compiler_options, crop_spec, fill_with_zeros, filled_up, level_slices, scalar_specs)
+    SLOTS,
+    block_of,
+    compiler_options,
+    crop_spec,
+    fill_with_zeros,
+    filled_up,
+    level_slices,
+    scalar_specs,
+)
 from htd_jax.ops.windows import weight
 
 STAGED = 2  # rows on their way out
 
 
-def gradients(gradient, corners, levels, active, shapes, interpret=False):
-    """Gradients of the levels, each `[B, H, W, C]`, from that of the crops, `[B, N, 7, 7, C]`."""
+def gradients(gradient: Float[Array, "B N 7 7 C"], corners: Float[Array, "B N 4"], levels: Int[Array, "B N"],
+              active: Bool[Array, "B N"], shapes: Sequence[tuple[int, int]],
+              interpret: Any = False) -> list[Float[Array, "B _ _ C"]]:
+    """Gradients of the levels of `shapes` (h, w) from that of the crops."""
     (batch, count), (channels, dtype) = levels.shape, (gradient.shape[-1], gradient.dtype)
     atlas = atlas_of(shapes)
     block = block_of(atlas, channels, jnp.float32)
