@@ -35,7 +35,7 @@ def test_gradient_of_deformable_convolution_is_summed_in_float32():
     """Of 9 * 1024 taps on one cell: bfloat16 sums would stop growing at 256."""
     x, kernel = jnp.ones((1, 32, 32, 2), jnp.bfloat16), jnp.ones((3, 3, 2, 1), jnp.bfloat16)
     y, x_ = jnp.meshgrid(jnp.arange(32) - 1, jnp.arange(32) - 1, indexing="ij")
-    taps = jnp.arange(9)
+    taps = jnp.arange(9)[None, None]
     to_one_cell = jnp.stack([5 - y[..., None] - taps // 3, 5 - x_[..., None] - taps % 3], axis=-1).reshape(1, 32, 32, 18)
     gradient = jax.grad(lambda x: deform_conv_by_rows(x, to_one_cell.astype(jnp.float32), kernel).astype(jnp.float32).sum())(x)
     assert gradient[0, 5, 5, 0] == 9 * 1024 and gradient.sum() == 2 * 9 * 1024
@@ -46,7 +46,7 @@ def test_surroundings_of_anchors():
     pyramid = [draw(2, *shape, 8, seed=k) for k, shape in enumerate(shapes)]
     starts = np.cumsum([0, *(h * w for h, w in shapes)])
     inner = [start + y * w + x for start, (h, w) in zip(starts, shapes) for y in range(1, h - 1) for x in range(1, w - 1)]
-    anchors = 3 * jnp.asarray(np.random.default_rng(0).choice(inner, (2, 60))) + jnp.arange(60) % 3  # some twice
+    anchors = 3 * jnp.asarray(np.random.default_rng(0).choice(inner, (2, 60))) + jnp.arange(60)[None] % 3  # some twice
     check_value_and_gradients(lambda *pyramid: surrounding_rows(list(pyramid), anchors // 3),
                               lambda *pyramid: jax.vmap(surroundings)(list(pyramid), anchors), *pyramid)
 

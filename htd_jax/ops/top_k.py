@@ -16,7 +16,7 @@ FEW = 4096  # so many are best sorted
 def top_k(x: Float[Array, "N"], k: int) -> tuple[Float[Array, "k"], Int[Array, "k"]]:
     """`lax.top_k` of float32: the `k` greatest by falling size and their indices, the first of equals first."""
     if len(x) <= FEW:
-        return jax.lax.top_k(x, k)
+        return tuple(jax.lax.top_k(x, k))
     return jax.lax.platform_dependent(x, cpu=lambda x: tuple(jax.lax.top_k(x, k)), default=lambda x: by_counting(x, k))
 
 

@@ -32,7 +32,7 @@ STAGED = 2  # rows on their way out
 
 def gradients(gradient: Float[Array, "B N 7 7 C"], corners: Float[Array, "B N 4"], levels: Int[Array, "B N"],
               active: Bool[Array, "B N"], shapes: Sequence[tuple[int, int]],
-              interpret: Any = False) -> list[Float[Array, "B _ _ C"]]:
+              interpret: Any = False) -> Sequence[Float[Array, "B _ _ C"]]:
     """Gradients of the levels of `shapes` (h, w) from that of the crops."""
     (batch, count), (channels, dtype) = levels.shape, (gradient.shape[-1], gradient.dtype)
     atlas = atlas_of(shapes)
