@@ -1,7 +1,7 @@
 """RoI crops by the kernels of accelerators, and the gradient of the pyramid: for one image, under `vmap`, for many.
 
-Each kernel is a JAX primitive over a batch of images. So it takes all of them in one call however they were mapped, and it
-is traced when a program is lowered for its device, not for every device that could have run the program.
+Each kernel is a JAX primitive over a batch of images. So it takes all of them in one call however they were mapped, and
+it is traced when a program is lowered for its device, not for every device that could have run the program.
 """
 import functools
 from typing import NamedTuple
@@ -87,7 +87,7 @@ def _as_more_images(primitive, arrays, axes, **fixed):
 
 
 def _split_by_images(run, *arrays, **fixed):
-    """`run` on the devices of the mesh it is traced under: each takes its own images, since no compiler splits a kernel."""
+    """`run` on the devices of the mesh it is traced under: each takes its own images. No compiler splits a kernel."""
     mesh, run = jax.sharding.get_abstract_mesh(), functools.partial(run, **fixed)
     if not mesh.empty and mesh.size > 1 and len(arrays[0]) % mesh.size == 0:
         images = PartitionSpec(mesh.axis_names)

@@ -85,9 +85,9 @@ def crop_all_levels(pyramid, rois, own, form="auto"):
 
 
 def crop_own_and_all_levels(pyramid, rois, where, form="auto"):
-    """`crop_own_level` of `rois [N, 4]`, and `crop_all_levels` of the first P where `where` bool [P] (else 0 but for the own).
+    """`crop_own_level` of `rois [N, 4]`, and `crop_all_levels` of the first P where `where` bool [P].
 
-    As one call for each level, or for all, whose backward pass makes one gradient of its map in place of two.
+    Elsewhere the latter is 0 but for the own level. As one call for each level, or for all, whose backward pass makes one gradient of its map in place of two.
     """
     levels, count = roi_levels(rois), len(rois)
 
@@ -110,7 +110,7 @@ def crop_own_and_all_levels(pyramid, rois, where, form="auto"):
 
 
 def _on_other_levels(rois, levels, where):
-    """Items, level by level, of `rois` on all levels: rois, levels, and which are wanted: not those of the own level."""
+    """Items, level by level, of `rois` on all levels: rois, levels, and which are wanted: not those on the own one."""
     every = jnp.arange(len(STRIDES), dtype=levels.dtype)
     wanted = where[None] & (levels[None] != every[:, None])
     return jnp.tile(rois, (len(STRIDES), 1)), jnp.repeat(every, len(rois)), wanted.reshape(-1)
@@ -129,8 +129,8 @@ def _with_own(others, own, levels):
 def _in_form(form, by_levels, by_tiles, pyramid, *items):
     """What `by_levels(pyramid, *items, form)` or `by_tiles(crop, *items)` gives: the one place that chooses a form.
 
-    `crop(rois, levels, active)` pools items with a kernel. Kernels need float types of 2 or 4 bytes, and on a TPU that
-    the pyramid fits into its vector memory; what they do not take is pooled by products.
+    `crop(rois, levels, active)` pools items with a kernel. A pyramid that does not fit into a TPU's vector memory, or
+    of too few channels for a GPU's, is pooled by products.
     """
     def levels_form(pyramid, *items):
         return by_levels(pyramid, *items, "products" if form == "products" else "auto")

@@ -62,7 +62,7 @@ def roi_align(features, rois, stride, where=None, form="auto"):
 
 
 def _linear(forward, backward):
-    """`forward(features, wy, wx)` with `backward(gradient, wy, wx)` as the gradient of the features; weights have none."""
+    """`forward(features, wy, wx)` whose gradient of the features is `backward(gradient, wy, wx)`; weights have none."""
     crops = jax.custom_vjp(forward)
     crops.defvjp(lambda features, wy, wx: (crops(features, wy, wx), (wy, wx)),
                  lambda weights, gradient: (backward(gradient, *weights), None, None))

@@ -37,7 +37,8 @@ def axes_of(corners: Float[Array, "*items 4"], levels: Int[Array, "*items"], act
     Cell 0's centre is at 0. Items that are not `active` use no cells.
     """
     height, width = (of_level([shape[axis] for shape in shapes], levels) for axis in (0, 1))
-    rows, columns = (_axis(corners[..., axis], corners[..., axis + 2], cells) for axis, cells in ((1, height), (0, width)))
+    rows, columns = (_axis(corners[..., axis], corners[..., axis + 2], cells)
+                     for axis, cells in ((1, height), (0, width)))
     here = active & (rows.used > 0) & (columns.used > 0)
     return tuple(axis._replace(used=jnp.where(here, axis.used, 0)) for axis in (rows, columns))
 

@@ -60,7 +60,8 @@ def _pooled(total, features, shape, image, channels, here, extent, samples):
             down = tiles.row_weights(samples, y, height, True)
             cells, within = tiles.tile_cells(y, x, width, (top + rows, left + columns))
             cells = (image * height) * width + cells
-            values = plt.load(features.at[tiles.elements(cells, channels)], mask=tiles.spread(within, channels.size), other=0)
+            where = tiles.spread(within, channels.size)
+            values = plt.load(features.at[tiles.elements(cells, channels)], mask=where, other=0)
             weights = (down[:, :, None] * across[:, None, :]).reshape(SLOTS**2, ROWS * COLUMNS).astype(values.dtype)
             return total + jnp.dot(weights, values, precision=tiles.precision(values.dtype),
                                    preferred_element_type=jnp.float32)

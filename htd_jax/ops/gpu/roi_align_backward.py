@@ -39,16 +39,23 @@ def _of_level(rows, ints, floats, level, shape, items, interpret):
 
 
 def _readers(ints, level, shape):
-    """Int32 `[B * rows of tiles, columns of tiles, words]`: bit n % 32 of word n // 32 says that item n reads the tile."""
-    here, top, rows, left, columns = (ints[..., i] for i in range(5))
-    reads = lambda first, used, size, side: (
-        (first[:, None] < (jnp.arange(pl.cdiv(size, side)) + 1)[:, None] * side)
-        & ((first + used)[:, None] > jnp.arange(pl.cdiv(size, side))[:, None] * side) & (used > 0)[:, None])
-    down, across = reads(top, jnp.where(here == level, rows, 0), shape[0], ROWS), reads(left, columns, shape[1], COLUMNS)
+    """Int32 `[B * rows of tiles, columns of tiles, words]`: bit n % 32 of word n // 32 is 1 if item n reads the tile."""
+    on_level, top, rows, left, columns = (ints[..., i] for i in range(5))
+    down = _reads(top, jnp.where(on_level == level, rows, 0), shape[0], ROWS)
+    across = _reads(left, columns, shape[1], COLUMNS)
     both = down[:, :, None] & across[:, None]
     both = jnp.pad(both, ((0, 0), (0, 0), (0, 0), (0, -both.shape[-1] % BITS)))
-    words = both.reshape(*both.shape[:3], -1, BITS).astype(jnp.uint32) << jnp.arange(BITS, dtype=jnp.uint32)
-    return jax.lax.bitcast_convert_type(words.sum(axis=-1, dtype=jnp.uint32), jnp.int32).reshape(-1, *words.shape[2:4])
+    both = both.reshape(*both.shape[:3], -1, BITS).astype(jnp.uint32)
+    shifts = jnp.arange(BITS, dtype=jnp.uint32).reshape(1, 1, 1, 1, BITS)
+    words = (both << shifts).sum(axis=-1, dtype=jnp.uint32)
+    return jax.lax.bitcast_convert_type(words, jnp.int32).reshape(-1, *words.shape[2:])
+
+
+def _reads(first, used, size, side):
+    """Bool `[B, tiles, N]`: whether items with `used` cells from `first [B, N]` read the tiles of `side` cells."""
+    start = (jnp.arange(pl.cdiv(size, side)) * side)[None, :, None]
+    first, used = first[:, None], used[:, None]
+    return (first < start + side) & (first + used > start) & (used > 0)
 
 
 def _kernel(readers, floats, gradient, out, *, shape, block, count):

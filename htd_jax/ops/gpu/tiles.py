@@ -49,7 +49,7 @@ def _weights(bin_of, size, samples, start, cells, bins_first):
 
 
 def tile_cells(y, x, width, end):
-    """Flat index `[128]`, in a map of `width`, of the cells of the tile at (y, x), and which lie before `end` (y, x)."""
+    """Flat index `[128]` in a map of `width` of the cells of the tile at (y, x), and which lie before `end` (y, x)."""
     cell = jnp.arange(ROWS * COLUMNS)
     rows, columns = y + cell // COLUMNS, x + cell % COLUMNS
     return rows * width + columns, (rows < end[0]) & (columns < end[1])
