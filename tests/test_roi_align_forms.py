@@ -78,8 +78,8 @@ def test_crops_of_a_pyramid(form):
 
     def crops_and_gradients(form):
         loss = lambda found: sum((x * draw(x.shape, x.dtype, k)).sum() for k, x in enumerate(jax.tree.leaves(found)))
-        both = jax.value_and_grad(lambda pyramid: (lambda found: (loss(found), found))(crops(form)(pyramid)), has_aux=True)
-        (_, found), gradients = jax.jit(both)(pyramid)
+        with_loss = lambda pyramid: (lambda found: (loss(found), found))(crops(form)(pyramid))
+        (_, found), gradients = jax.jit(jax.value_and_grad(with_loss, has_aux=True))(pyramid)
         return jax.tree.leaves((found, gradients))
 
     for actual, expected in zip(crops_and_gradients(form), crops_and_gradients("products"), strict=True):

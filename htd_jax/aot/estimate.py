@@ -1,6 +1,6 @@
 """The time of a compiled program, from what its compiler says of each operation.
 
-TPU: the compiler's own `estimated_cycles`. GPU: a roofline, max(bytes / bandwidth, FLOPs / peak) and a launch for each
+TPU: the compiler's own `estimated_cycles`, and `aot.kernels` for the product's own kernels. GPU: a roofline, max(bytes / bandwidth, FLOPs / peak) and a launch for each
 kernel, which is a bound from below. A loop whose length depends on data takes a stated length, or 1; of a conditional
 the longer branch counts.
 """
@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from htd_jax.aot.chips import Chip
 from htd_jax.aot.hlo import Operation, Program, dimensions, size_in_bytes
+from htd_jax.aot.kernels import kernel_seconds
 from htd_jax.models.detect import REGRESSED_AT_ONCE
 
 LIKELY_REGRESSED = 150  # RoIs of an image with a score that is output
@@ -115,8 +116,8 @@ def _branches(operation):
 
 def _cycles(chip):
     def seconds(operation, types):
-        del types
-        return int(operation.attribute(r'"?estimated_cycles"?:"?(\d+)') or 0) / chip.clock
+        cycles = int(operation.attribute(r'"?estimated_cycles"?:"?(\d+)') or 0)
+        return cycles / chip.clock or kernel_seconds(operation, types, chip)
     return seconds
 
 

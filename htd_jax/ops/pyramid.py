@@ -111,8 +111,8 @@ def _with_own(others, own, levels):
 def _in_form(form, by_levels, by_tiles, pyramid, *items):
     """What `by_levels(pyramid, *items, form)` or `by_tiles(crop, *items)` gives: the one place that chooses a form.
 
-    `crop(rois, levels, active)` pools items with a kernel. Kernels need float types of 2 or 4 bytes, and on a TPU that
-    the pyramid fits into its vector memory; what they do not take is pooled by products.
+    `crop(rois, levels, active)` pools items with a kernel. A pyramid that does not fit into a TPU's vector memory, or
+    of too few channels for a GPU's, is pooled by products.
     """
     def levels_form(pyramid, *items):
         return by_levels(pyramid, *items, "products" if form == "products" else "auto")
