@@ -9,6 +9,7 @@ from htd_jax.models.rpn import surroundings
 from htd_jax.ops import edges, nms as nms_lib, sampling, top_k as top_k_lib
 from htd_jax.ops.cells import surrounding_rows
 from htd_jax.ops.deform_conv import deform_conv, deform_conv_by_rows
+from htd_jax.ops.stem_conv import conv_of_pairs
 
 
 def draw(*shape, seed=0):
@@ -39,6 +40,13 @@ def test_gradient_of_deformable_convolution_is_summed_in_float32():
     to_one_cell = jnp.stack([5 - y[..., None] - taps // 3, 5 - x_[..., None] - taps % 3], axis=-1).reshape(1, 32, 32, 18)
     gradient = jax.grad(lambda x: deform_conv_by_rows(x, to_one_cell.astype(jnp.float32), kernel).astype(jnp.float32).sum())(x)
     assert gradient[0, 5, 5, 0] == 9 * 1024 and gradient.sum() == 2 * 9 * 1024
+
+
+@pytest.mark.parametrize("height", [12, 13])
+def test_stem(height):
+    plain = lambda x, kernel: jax.lax.conv_general_dilated(x, kernel, (2, 2), ((3, 3), (3, 3)),
+                                                           dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    check_value_and_gradients(conv_of_pairs, plain, draw(2, height, 16, 3), draw(7, 7, 3, 5, seed=1))
 
 
 def test_surroundings_of_anchors():

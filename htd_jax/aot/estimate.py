@@ -1,8 +1,8 @@
 """The time of a compiled program, from what its compiler says of each operation.
 
-TPU: the compiler's own `estimated_cycles`, and `aot.kernels` for the product's own kernels. GPU: a roofline, max(bytes / bandwidth, FLOPs / peak) and a launch for each
-kernel, which is a bound from below. A loop whose length depends on data takes a stated length, or 1; of a conditional
-the longer branch counts.
+TPU: the compiler's own `estimated_cycles`, and for our Pallas kernels their schedules (`aot.kernels`). GPU: a roofline,
+max(bytes / bandwidth, FLOPs / peak) and a launch for each kernel, which is a bound from below. A loop whose length
+depends on data takes a stated length, or 1; of a conditional the longer branch counts.
 """
 import collections
 import math

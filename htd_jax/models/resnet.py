@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from htd_jax.models.layers import KAIMING_FAN_OUT, clear_padding, conv, norm
 from htd_jax.ops.deform_conv import batch_deform_conv
+from htd_jax.ops.stem_conv import conv_of_pairs
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 BOTTLENECK_DEPTHS = (50, 101)
@@ -89,8 +90,15 @@ class Stem(nnx.Module):
         self.bn1 = norm(kind, width, dtype=dtype, rngs=rngs)
 
     def __call__(self, images: Map, padded: Padded = None) -> Map:
-        x = jax.nn.relu(self.bn1(self.conv1(images)))
+        x = jax.nn.relu(self.bn1(self.convolved(images)))
         return max_pool_3x3(clear_padding(x, padded, stride=2))  # 0 is as good as minus infinity: nothing is below it
+
+    def convolved(self, images: Map) -> Map:
+        """The 7x7 convolution, in the device's form."""
+        plain = lambda images, _: self.conv1(images)
+        if images.shape[2] % 2:
+            return self.conv1(images)
+        return jax.lax.platform_dependent(images, self.conv1.kernel[...], tpu=conv_of_pairs, default=plain)
 
 
 class Layer(nnx.List):
