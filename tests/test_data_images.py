@@ -149,7 +149,7 @@ def test_input_equals_the_originals(shared):
     assert len(golden["images"]) == 4
     for name, figures in golden["images"].items():
         image = images.read(shared / f"data/coco2017_mini/val2017/{int(name):012d}.jpg")
-        shape = images.resized_shape(*image.shape[:2], golden["scale"])
+        shape = images.resized_shape(*image.shape[:2], tuple(golden["scale"]))
         assert list(shape) == figures["img_shape"][:2]
         padded = np.zeros((*figures["pad_shape"][:2], 3), np.float32)
         padded[: shape[0], : shape[1]] = (images.resize(image, shape) - MEAN) / STD

@@ -6,19 +6,22 @@ A batch (numpy, leading axis B of this process's rows):
   padded  int32 [B, 2], (h, w) that `exact` padding would have had; equals (H, W) under `exact`
   scale   float32 [B, 2], (sx, sy) = new / old
   boxes   float32 [B, G, 4] x1 y1 x2 y2 in pixels of the resized image, labels int32 [B, G], valid bool [B, G]
-          (training only; crowds are left out; G is one number for the data set)
-  index   int32 [B], row of the data set; -1 is a filler row of an evaluation batch
+          (training only; crowds are left out; G is one number for the dataset)
+  index   int32 [B], row of the dataset; -1 is a filler row of an evaluation batch
   skipped tuple of messages, each naming an image that could not be read and was replaced (training only; not an array)
 """
 import functools
+from collections.abc import Iterator, Sized
 from typing import NamedTuple
 
 import cv2
 import grain
 import numpy as np
 from absl import logging
+from ml_collections import ConfigDict
 
 from htd_jax.data import images, padding, transforms
+from htd_jax.data.records import Images
 from htd_jax.errors import UserError
 
 ENDLESS = 2**40  # steps
@@ -26,18 +29,22 @@ ORDER, DRAWS = 0, 1  # streams of random numbers
 MOST_IN_A_ROW = 100  # unreadable images, after which it is not the images
 
 
+Batch = dict[str, np.ndarray | tuple[str, ...]]
+
+
 class _Row(NamedTuple):
-    """One image of a batch: row of the data set (-1 for none), resized size, whether flipped."""
+    """One image of a batch: row of the dataset, resized size, whether flipped."""
 
     index: int
-    size: tuple
+    size: tuple[int, int]
     flip: bool = False
 
 
-def train_batches(dataset, config, start_step=0, process_index=0, process_count=1):
+def train_batches(dataset: Images, config: ConfigDict, start_step: int = 0, process_index: int = 0,
+                  process_count: int = 1) -> Iterator[Batch]:
     """Endless iterator over this process's rows of the batches of steps `start_step`, `start_step` + 1, ...
 
-    The batch of step n depends on (config.seed, data set, config.data, config.batch_size, n) alone. Process p of P has
+    The batch of step n depends on (config.seed, dataset, config.data, config.batch_size, n) alone. Process p of P has
     rows p*B/P .. (p+1)*B/P of it. The iterator has `close()`, which ends its threads.
 
     Raises:
@@ -49,7 +56,8 @@ def train_batches(dataset, config, start_step=0, process_index=0, process_count=
     return _iterate(steps.map(lambda step: plan.batch(int(step), rows)), config.data.workers)
 
 
-def eval_batches(dataset, config, batch_size, scale=None, process_index=0, process_count=1):
+def eval_batches(dataset: Images, config: ConfigDict, batch_size: int, scale: tuple[int, int] | None = None,
+                 process_index: int = 0, process_count: int = 1) -> Iterator[Batch]:
     """Iterator over batches that hold every image exactly once, resized to `scale` (config.test.scale unless given).
 
     A batch holds images of one padded shape: with `pad_to` = "exact" always the image's own, as if batch_size were 1,
@@ -62,7 +70,7 @@ def eval_batches(dataset, config, batch_size, scale=None, process_index=0, proce
     return _iterate(batches.map(lambda number: plan.batch(int(number), rows)), config.data.workers)
 
 
-def steps_per_epoch(dataset, config):
+def steps_per_epoch(dataset: Images, config: ConfigDict) -> int:
     """Batches in which every image occurs; each orientation's last is filled up with repeated images."""
     return sum(-(-len(group) // config.batch_size) for group in _orientation_groups(_sizes(dataset)))
 
@@ -70,11 +78,11 @@ def steps_per_epoch(dataset, config):
 class SkippedImages:
     """Counts the images that training could not read: each is named once, and more than 1 % of all stop the run."""
 
-    def __init__(self, dataset):
-        self._least = len(dataset)  # before one epoch is seen, the share is of the data set: one of ten is no verdict
+    def __init__(self, dataset: Sized):
+        self._least = len(dataset)  # before one epoch is seen, the share is of the dataset: one of ten is no verdict
         self._named, self._seen, self.count = set(), 0, 0
 
-    def add(self, skipped, seen):
+    def add(self, skipped: tuple[str, ...], seen: int) -> None:
         """Takes a batch's `skipped` and its number of images; raises UserError at more than 1 %."""
         self._seen += seen
         self.count += len(skipped)
@@ -93,8 +101,8 @@ class _TrainPlan:
     def __init__(self, dataset, config):
         self._dataset, self._data = dataset, config.data
         self._seed, self._batch_size = config.seed, config.batch_size
-        self._sizes = _sizes(dataset)
-        self._groups = _orientation_groups(self._sizes)
+        sizes = _sizes(dataset)
+        self._sizes, self._groups = sizes.tolist(), _orientation_groups(sizes)
         self._next = np.empty(len(dataset), np.int64)  # row after each in its group, for unreadable images
         for group in self._groups:
             self._next[group] = np.roll(group, -1)
@@ -163,14 +171,13 @@ class _TrainPlan:
         return tuple(max(1, int(side * s)) for side in size)
 
     def _ground_truth(self, batch, filled):
-        boxes, labels, valid = [], [], []
+        rows = []
         for k, (record, flip, _) in enumerate(filled):
             kept = ~record.crowd
-            mine = transforms.transform_boxes(record.boxes[kept], batch["scale"][k], batch["size"][k], flip)
-            boxes.append(padding.pad_rows(mine, self._slots))
-            labels.append(padding.pad_rows(record.labels[kept], self._slots))
-            valid.append(np.arange(self._slots) < len(mine))
-        return dict(boxes=np.stack(boxes), labels=np.stack(labels), valid=np.stack(valid))
+            boxes = transforms.transform_boxes(record.boxes[kept], batch["scale"][k], batch["size"][k], flip)
+            rows.append((boxes, record.labels[kept], np.ones(len(boxes), bool)))
+        padded = [np.stack([padding.pad_rows(array, self._slots) for array in arrays]) for arrays in zip(*rows)]
+        return dict(zip(("boxes", "labels", "valid"), padded))
 
 
 class _EvalPlan:
@@ -219,7 +226,7 @@ def _put(batch, k, row, record, image):
 
 
 def _iterate(batches, workers):
-    """`workers` threads make a batch each; OpenCV gives up the interpreter's lock and its own threads."""
+    """`workers` threads make a batch each: OpenCV releases the interpreter lock, and its own threads are off."""
     cv2.setNumThreads(0)
     options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=workers + 1 if workers else 0)
     return iter(batches.to_iter_dataset(options))
@@ -240,5 +247,5 @@ def _sizes(dataset):
 
 def _orientation_groups(sizes):
     """Rows with w > h, and all others, without an empty group."""
-    lying = sizes[:, 1] > sizes[:, 0]
-    return [group for group in (np.flatnonzero(lying), np.flatnonzero(~lying)) if len(group)]
+    landscape = sizes[:, 1] > sizes[:, 0]
+    return [group for group in (np.flatnonzero(landscape), np.flatnonzero(~landscape)) if len(group)]
