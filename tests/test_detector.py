@@ -234,7 +234,7 @@ def test_restored_model_is_the_model(weights):
     config = small()
     state = restored.restore(config, weights)
     model = build(config.model, nnx.Rngs(1))
-    loading.load(weights, model)
+    loading.put(model, loading.load_into(loading.tree_of(model), loading.load_tensors(weights)))
     batch = {"image": np.random.default_rng(0).integers(0, 256, (1, 64, 96, 3), np.uint8), "size": np.int32([[64, 96]]),
              "padded": np.int32([[64, 96]]), "scale": np.ones((1, 2), np.float32)}
     expected = jax.jit(lambda m, b: detect(m, b, config))(model, batch)
