@@ -19,8 +19,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "Folder for metrics.json, detectio
 
 
 def main(arguments: list[str]) -> None:
-    cli.refuse(arguments)
-    cli.require(checkpoint=_CHECKPOINT.value)
+    cli.check(arguments, checkpoint=_CHECKPOINT.value)
     import jax  # after the command line is checked: the imports take seconds
 
     from htd_jax import data, mesh as mesh_lib

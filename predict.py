@@ -20,7 +20,7 @@ _SCORE = flags.DEFINE_float("score", 0.3, "The lowest score shown.", lower_bound
 def main(arguments: list[str]) -> None:
     if not arguments:
         raise UserError("no image is given; for example predict.py --config ... --checkpoint ... street.jpg photos/")
-    cli.require(checkpoint=_CHECKPOINT.value)
+    cli.check([], checkpoint=_CHECKPOINT.value)
     from htd_jax.data.user_images import UserImages  # after the command line is checked: the imports take seconds
     from htd_jax.detector import Detector
     from htd_jax.evaluation import prediction_folder

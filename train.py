@@ -14,8 +14,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints and logs;
 
 
 def main(arguments: list[str]) -> None:
-    cli.refuse(arguments)
-    cli.require(workdir=_WORKDIR.value)
+    cli.check(arguments, workdir=_WORKDIR.value)
     from htd_jax.training import loop  # after the command line is checked: the imports take seconds
 
     loop.train(_CONFIG.value, _WORKDIR.value)

@@ -10,7 +10,6 @@ import operator
 import os
 import pathlib
 from collections.abc import Iterable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -106,7 +105,7 @@ class Checkpoints:
         stored = _stored(folder)
         renamed = _RENAMED if _is_earlier(stored) else {}
         wanted = _rename(abstract, {new: old for old, new in renamed.items()})
-        check_same_tensors(stored, wanted, folder.parent)
+        _check_same_tensors(stored, wanted, folder.parent)
         scalar = jax.ShapeDtypeStruct((), jnp.uint32, sharding=jax.tree.leaves(abstract)[0].sharding)
         args = ocp.args.StandardRestore(wanted | {"checksums": dict.fromkeys(abstract, scalar)})
         tree = self._manager.restore(step, args=ocp.args.Composite(state=args)).state
@@ -176,7 +175,7 @@ def write_about(workdir: pathlib.Path, config: ConfigDict, categories: Iterable[
     (workdir / "categories.json").write_text(json.dumps([[*category] for category in categories]) + "\n")
 
 
-def check_same_tensors(stored: Any, wanted: Any, source: str | os.PathLike) -> None:
+def _check_same_tensors(stored, wanted, source):
     """Raises UserError that lists the differing tensors unless two trees of arrays (or metadata) have equal shapes."""
     stored, wanted = _shapes(stored), _shapes(wanted)
     stored = {name: shape for name, shape in stored.items() if not name.startswith("checksums.")}

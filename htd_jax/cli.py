@@ -47,15 +47,11 @@ def fail(error: UserError) -> int:
     return 2
 
 
-def refuse(arguments: list[str]) -> None:
-    """Raises UserError where there are positional arguments."""
+def check(arguments: list[str], **required: str | None) -> None:
+    """Raises UserError where there are positional arguments, or a required flag has no value."""
     if arguments:
         raise UserError(f"unexpected argument {arguments[0]!r}; keys are set as --config.KEY=VALUE")
-
-
-def require(**values: str | None) -> None:
-    """Raises UserError for the first flag without a value."""
-    for name, value in values.items():
+    for name, value in required.items():
         if not value:
             raise UserError(f"--{name} is missing; for example --{name} {_EXAMPLES[name]}")
 

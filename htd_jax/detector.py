@@ -55,9 +55,7 @@ class Detector:
             class names; or (config, checkpoint), where config is a ConfigDict or the path of a file of configs/, and
             checkpoint any of the former, a `.safetensors` or a `.pth` file. A file with 80 classes gets COCO's names.
           batch_size: images processed at a time; that of the configuration (`test.batch_size`) unless given.
-
-        Raises:
-          UserError: nothing is there, or it does not fit the configuration.
+        Raises UserError: nothing is there, or it does not fit the configuration.
         """
         config, source = checkpoint if isinstance(checkpoint, tuple) else (None, checkpoint)
         config = _config(config, source)
@@ -74,12 +72,9 @@ class Detector:
             image, or an array uint8 [H, W, 3] RGB or [H, W] grey. A file's EXIF orientation is applied, so boxes are in
             the pixels that an image viewer shows; a PIL image and an array are taken as they are.
           score: the lowest score wanted. The model itself outputs nothing below `config.test.score`.
-
         Returns:
           List of `Detection`, best first; for a folder or list, one such list an image, in order.
-
-        Raises:
-          UserError: a file is missing or no image, an array has another dtype or shape, a folder has no image.
+        Raises UserError: a file is missing or no image, an array has another dtype or shape, a folder has no image.
         """
         images = UserImages(x)
         results = [None] * len(images)
@@ -120,11 +115,7 @@ def _config(config, source):
         return checkpoints.load_config(source)
     if isinstance(config, ConfigDict):
         return config.copy_and_resolve_references()
-    return _run_config_file(config)
-
-
-def _run_config_file(path):
     try:
-        return runpy.run_path(str(path))["get_config"]()
+        return runpy.run_path(str(config))["get_config"]()
     except Exception as error:  # it is Python and may raise anything
-        raise UserError(f"config file {path} cannot be used: {type(error).__name__}: {error}") from error
+        raise UserError(f"config file {config} cannot be used: {type(error).__name__}: {error}") from error

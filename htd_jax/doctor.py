@@ -38,7 +38,7 @@ _HOST_GIB, _DEVICE_GIB = 8, 8  # of memory, below which HTD-R50 at full size is 
 
 def main(arguments: list[str]) -> None:
     """The command line: prints the lines; ends with 1 where one says fail."""
-    cli.refuse(arguments)
+    cli.check(arguments)
     results = list(check(flags.FLAGS.config))
     sys.exit(any(state == FAIL for state, _, _ in results))
 

@@ -38,9 +38,7 @@ def export(config: ConfigDict, checkpoint: str | os.PathLike, output: str | os.P
       output: created where missing.
       shape: (height, width) of the images that the program takes, multiples of 32.
       batch_size: how many of them at a time.
-
-    Raises:
-      UserError: the checkpoint does not fit, the shape is no multiple of 32, the folder cannot be written.
+    Raises UserError: the checkpoint does not fit, the shape is no multiple of 32, the folder cannot be written.
     """
     if len(shape) != 2 or any(side <= 0 or side % STRIDE for side in shape):
         raise UserError(f"--image (={','.join(map(str, shape))}): must be height and width, multiples of {STRIDE}")
@@ -71,8 +69,7 @@ def batch_of(image: UInt8[Array, "B H W 3"], size: Int32[Array, "B 2"]) -> dict[
 
 def main(arguments: list[str]) -> None:
     args = flags.FLAGS
-    cli.refuse(arguments)
-    cli.require(checkpoint=args.checkpoint, output=args.output)
+    cli.check(arguments, checkpoint=args.checkpoint, output=args.output)
     if not all(side.isdigit() for side in args.image):
         raise UserError(f"--image (={','.join(args.image)}): must be two numbers, as in 800,1344")
     shape = tuple(map(int, args.image)) or aot.largest_bucket(args.config, "detect")

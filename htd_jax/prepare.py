@@ -42,9 +42,7 @@ def prepare(source: str | os.PathLike, data_dir: str | os.PathLike, shard_bytes:
     Args:
       source: folder with `annotations` and the image folders.
       shard_bytes: size of image files that share a shard.
-
-    Raises:
-      UserError: bad annotations or images, or the directory holds a set of other annotations.
+    Raises UserError: bad annotations or images, or the directory holds a set of other annotations.
     """
     source, directory = pathlib.Path(source), pathlib.Path(data_dir).expanduser() / "coco" / "2017" / VERSION
     found = {split: (source / "annotations" / file, source / folder)
@@ -85,9 +83,8 @@ def _write_split(directory, split, annotations, folder, categories, shard_bytes)
             path = pathlib.Path(template.sharded_filepath(shard_index=number, num_shards=len(shards)))
             if not path.exists():
                 examples = (_example(image, by_image.get(image.id, []), folder, label_of) for image in shard)
-                _write_shard(path, map(serialise, examples), progress)
-            else:
-                progress.update(len(shard))
+                _write_shard(path, map(serialise, examples))
+            progress.update(len(shard))
     size = sum(os.path.getsize(path) for path in template.sharded_filepaths(len(shards)))
     return splits_lib.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size, filename_template=template)
 
@@ -111,16 +108,10 @@ def _check_same_source(path, annotations, shard_lengths):
                         "remove it, or give another --tfds")
 
 
-def _write_shard(path, records, progress):
+def _write_shard(path, records):
     """Under another name until it is whole, so that an interrupted one is never taken for a shard."""
     partial = path.with_name(f"partial.{path.name}")
-
-    def counted():
-        for numbered in enumerate(records):
-            yield numbered
-            progress.update()
-
-    file_adapters.ArrayRecordFileAdapter.write_examples(partial, counted())
+    file_adapters.ArrayRecordFileAdapter.write_examples(partial, enumerate(records))
     os.replace(partial, path)
 
 

@@ -6,7 +6,7 @@ from typing import Any, SupportsIndex
 import msgspec
 import numpy as np
 from absl import logging
-from jaxtyping import UInt8
+from jaxtyping import Bool, Integer, UInt8
 from ml_collections import ConfigDict
 
 from htd_jax.data import images
@@ -60,9 +60,7 @@ class CocoDataset:
           annotations: the JSON file. Validation does without its list `annotations` (test-dev has none).
           folder: what its `file_name`s are relative to.
           training: whether to filter images.
-
-        Raises:
-          UserError: a file, key, category or value is missing or impossible, or no usable image is left.
+        Raises UserError: a file, key, category or value is missing or impossible, or no usable image is left.
         """
         self._annotations, self._folder = pathlib.Path(annotations), pathlib.Path(folder)
         file = decode_json(self._annotations, File)
@@ -72,7 +70,8 @@ class CocoDataset:
         self.categories = tuple(Category(c.id, c.name) for c in file.categories)
         sizes = np.array([(i.height, i.width) for i in file.images], np.int32).reshape(-1, 2)
         rows, boxes, labels, crowd, valid = self._arrays(file, sizes)
-        kept = _usable(rows, sizes) if training else np.arange(len(sizes))
+        annotated = np.bincount(rows[rows >= 0], minlength=len(sizes)) > 0
+        kept = usable(annotated, sizes) if training else np.arange(len(sizes))
         if not len(kept):
             why = f": none of its {len(sizes)} has an annotation and sides of at least {SMALLEST_SIDE} pixels"
             raise UserError(f"annotation file {annotations} has no usable image{why * training}")
@@ -172,8 +171,8 @@ def decode_json(path: str | os.PathLike, schema: type) -> Any:
         raise UserError(f"annotation file {path} is not JSON: {error}") from None
 
 
-def _usable(rows, sizes):
-    annotated = np.bincount(rows[rows >= 0], minlength=len(sizes)) > 0
+def usable(annotated: Bool[np.ndarray, " images"], sizes: Integer[np.ndarray, "images 2"]) -> np.ndarray:
+    """Rows of the images that can be trained on: annotated, and not too small."""
     return np.flatnonzero(annotated & (sizes.min(1, initial=2**31 - 1) >= SMALLEST_SIDE))
 
 

@@ -26,9 +26,7 @@ def read(path: str | os.PathLike, size: tuple[int, int] | None = None) -> UInt8[
 
     Args:
       size: (height, width) in pixels that the annotation states, or None where there is none.
-
-    Raises:
-      UserError: the file is missing, empty, truncated, no image, or of another size than stated.
+    Raises UserError: the file is missing, empty, truncated, no image, or of another size than stated.
     """
     return decode(read_bytes(path, "image"), path, size)
 

@@ -21,7 +21,6 @@ def buckets(scale: tuple[int, int], short_range: tuple[int, int] | None = None) 
     Args:
       scale: (long, short) side in pixels.
       short_range: (lo, hi) of the short side in multi-scale training, which takes the place of `scale`'s.
-
     Returns:
       The shapes in order of area, portrait before landscape.
     """

@@ -12,7 +12,6 @@ A batch (numpy, leading axis B of this process's rows):
 """
 import functools
 from collections.abc import Iterator, Sized
-from typing import NamedTuple
 
 import cv2
 import grain
@@ -32,23 +31,13 @@ MOST_IN_A_ROW = 100  # unreadable images, after which it is not the images
 Batch = dict[str, np.ndarray | tuple[str, ...]]
 
 
-class _Row(NamedTuple):
-    """One image of a batch: row of the dataset, resized size, whether flipped."""
-
-    index: int
-    size: tuple[int, int]
-    flip: bool = False
-
-
 def train_batches(dataset: Images, config: ConfigDict, start_step: int = 0, process_index: int = 0,
                   process_count: int = 1) -> Iterator[Batch]:
     """Endless iterator over this process's rows of the batches of steps `start_step`, `start_step` + 1, ...
 
     The batch of step n depends on (config.seed, dataset, config.data, config.batch_size, n) alone. Process p of P has
     rows p*B/P .. (p+1)*B/P of it. The iterator has `close()`, which ends its threads.
-
-    Raises:
-      UserError: batch_size is not divisible by process_count; nothing can be read (from the iterator).
+    Raises UserError: batch_size is not divisible by process_count; nothing can be read (from the iterator).
     """
     rows = _rows_of_process(config.batch_size, process_index, process_count)
     plan = _TrainPlan(dataset, config)
@@ -121,10 +110,10 @@ class _TrainPlan:
         flips = rng.random(len(indices)) < self._data.flip
         sizes = [images.resized_shape(*self._sizes[i], scale) for i in indices]
         shape, padded = padding.padded_shape(sizes, self._data.pad_to, self._shapes), padding.exact_shape(sizes)
-        planned = [_Row(int(i), size, bool(flip)) for i, size, flip in zip(indices, sizes, flips)]
         batch = _empty_batch(rows.stop - rows.start, shape)
         batch["padded"][:] = padded
-        filled = [self._fill(batch, k, row, scale, padded) for k, row in enumerate(planned[rows])]
+        chosen = zip(indices[rows].tolist(), flips[rows].tolist())
+        filled = [self._fill(batch, k, index, flip, scale) for k, (index, flip) in enumerate(chosen)]
         skipped = tuple(message for _, _, failed in filled for message in failed)
         return {**batch, **self._ground_truth(batch, filled), "skipped": skipped}
 
@@ -144,14 +133,12 @@ class _TrainPlan:
             batches.append(np.resize(rng.permutation(group), count).reshape(-1, self._batch_size))
         return rng.permutation(np.concatenate(batches))
 
-    def _fill(self, batch, k, row, scale, padded):
+    def _fill(self, batch, k, index, flip, scale):
         """Writes row k of a batch; returns its record, whether flipped, and messages of what could not be read."""
-        index, image, failed = self._first_readable(row.index)
-        if failed:
-            row = _Row(index, self._substitute_size(index, scale, padded), row.flip)
+        index, image, failed = self._first_readable(index)
         record = self._dataset.record(index)
-        _put(batch, k, row, record, image)
-        return record, row.flip, failed
+        _put(batch, k, index, record, image, self._fitting_size(index, scale, batch["padded"][k]), flip)
+        return record, flip, failed
 
     def _first_readable(self, index):
         """Row `index` or else the next of its orientation that can be read, its image, and messages of the others."""
@@ -164,8 +151,8 @@ class _TrainPlan:
                 index = int(self._next[index])
         raise UserError(f"{len(failed)} images in a row cannot be used, the first: {failed[0]}")
 
-    def _substitute_size(self, index, scale, padded):
-        """As resized to `scale`, or less where that exceeds the padded size on which all processes agreed."""
+    def _fitting_size(self, index, scale, padded):
+        """As resized to `scale`, or less where an image in place of another exceeds the padded size agreed on."""
         size = images.resized_shape(*self._sizes[index], scale)
         s = min(1.0, padded[0] / size[0], padded[1] / size[1])
         return tuple(max(1, int(side * s)) for side in size)
@@ -198,9 +185,8 @@ class _EvalPlan:
         shape, members = self.batches[number]
         batch = _empty_batch(rows.stop - rows.start, shape)
         for k, index in enumerate(members[rows]):
-            row = _Row(index, self._sizes[index])
-            _put(batch, k, row, self._dataset.record(index), self._dataset.image(index))
-            batch["padded"][k] = padding.exact_shape([row.size])
+            _put(batch, k, index, self._dataset.record(index), self._dataset.image(index), self._sizes[index])
+            batch["padded"][k] = padding.exact_shape([self._sizes[index]])
         return batch
 
 
@@ -215,14 +201,14 @@ def _empty_batch(count, shape):
     )
 
 
-def _put(batch, k, row, record, image):
-    """Writes what every kind of batch has of an image into its row k."""
-    height, width = row.size
-    resized = images.resize(image, row.size)
-    batch["image"][k, :height, :width] = cv2.flip(resized, 1) if row.flip else resized
-    batch["size"][k] = row.size
+def _put(batch, k, index, record, image, size, flip=False):
+    """Writes into row k of a batch all that training and evaluation batches share."""
+    height, width = size
+    resized = images.resize(image, size)
+    batch["image"][k, :height, :width] = cv2.flip(resized, 1) if flip else resized
+    batch["size"][k] = size
     batch["scale"][k] = width / record.width, height / record.height
-    batch["index"][k] = row.index
+    batch["index"][k] = index
 
 
 def _iterate(batches, workers):

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from htd_jax.data import coco_classes, images, tfds_index
-from htd_jax.data.coco import SMALLEST_SIDE, decode_json
+from htd_jax.data.coco import decode_json, usable
 from htd_jax.data.records import Category, Record, coco_ground_truth
 from htd_jax.errors import UserError
 
@@ -44,9 +44,7 @@ class TfdsDataset:
           directory: the folder with its dataset_info.json.
           training: whether to leave out images of less than 32 pixels or without annotation.
           annotations: the official JSON of the same images, for the ground truth of AP, or None.
-
-        Raises:
-          UserError: no such set or split, no usable features, damaged files.
+        Raises UserError: no such set or split, no usable features, damaged files.
         """
         self._directory, self._split = pathlib.Path(directory), split
         self._builder = tfds.builder_from_directory(os.fspath(directory))
@@ -55,9 +53,11 @@ class TfdsDataset:
         self._fields = tfds_index.find_fields(self._builder.info.features, directory)
         self._records = tfds_index.open_records(self._builder, split)
         self._index = tfds_index.load_index(self._builder, split, self._fields, self._records)
-        self._annotations = annotations if annotations and self._agrees(annotations) else None
-        self.categories = self._categories()
-        self._rows = self._usable() if training else np.arange(len(self._records))
+        heading = self._heading(annotations) if annotations else None
+        self._annotations = annotations if heading else None
+        self.categories = self._categories(heading)
+        annotated = np.diff(self._index["starts"]) > 0
+        self._rows = usable(annotated, self._index["sizes"]) if training else np.arange(len(self._records))
         if not len(self._rows):
             raise UserError(f"split {split} of TFDS set {directory} has no usable image")
         logging.info("%s %s: using %d of %d images", directory, split, len(self._rows), len(self._records))
@@ -97,34 +97,25 @@ class TfdsDataset:
         truth["annotations"] = [a for a in truth.get("annotations", []) if a["image_id"] in ids]
         return truth
 
-    def _usable(self):
-        annotated = np.diff(self._index["starts"]) > 0
-        return np.flatnonzero(annotated & (self._index["sizes"].min(1, initial=2**31 - 1) >= SMALLEST_SIDE))
-
-    def _agrees(self, annotations):
-        """Whether an annotation file can serve: it exists and knows all images and as many categories."""
-        if not os.path.exists(annotations):
-            logging.warning("%s does not exist: AP is against the boxes of %s", annotations, self._directory)
-            return False
-        heading = decode_json(annotations, _Heading)
-        known = {image.id for image in heading.images}
-        if known.issuperset(self._index["ids"].tolist()) and len(heading.categories) == self._class_label.num_classes:
-            return True
-        logging.warning("%s is of other images or categories: AP is against the boxes of %s", annotations,
-                        self._directory)
-        return False
+    def _heading(self, annotations):
+        """That of an annotation file that exists and knows all images and as many categories; else None."""
+        problem = "does not exist"
+        if os.path.exists(annotations):
+            heading = decode_json(annotations, _Heading)
+            known = {image.id for image in heading.images}.issuperset(self._index["ids"].tolist())
+            if known and len(heading.categories) == self._class_label.num_classes:
+                return heading
+            problem = "is of other images or categories"
+        logging.warning("%s %s: AP is against the boxes of %s", annotations, problem, self._directory)
+        return None
 
     @property
     def _class_label(self):
         return self._builder.info.features[self._fields.objects].feature[self._fields.label]
 
-    def _categories(self):
+    def _categories(self, heading):
         """Original ids and names: the JSON's, else those that `prepare` wrote, else COCO's, else numbered from 1."""
-        if self._annotations is not None:
-            listed = decode_json(self._annotations, _Heading).categories
-        else:
-            listed = (self._builder.info.metadata or {}).get("categories")
-        if listed:
+        if listed := heading.categories if heading else (self._builder.info.metadata or {}).get("categories"):
             return tuple(Category(int(c["id"]), str(c["name"])) for c in listed)
         names = self._class_label.names
         if self._builder.name == "coco" and len(names) == len(coco_classes.IDS):

@@ -22,12 +22,9 @@ def to_results(image_id: int | str, detections: dict[str, np.ndarray], category_
     Args:
       detections: `boxes` [N, 4] x1 y1 x2 y2 in pixels of the original image, `scores`, `labels`, `valid` [N].
       category_ids: the original category id of label i is `category_ids[i]`.
-
     Returns:
       Dicts `image_id`, `category_id`, `bbox` (x, y, width, height; 3 decimals), `score` (6 decimals).
-
-    Raises:
-      UserError: a box or score is not finite, which is what the weights of a diverged run give.
+    Raises UserError: a box or score is not finite, which is what the weights of a diverged run give.
     """
     keep = np.asarray(detections["valid"], bool)
     boxes = np.asarray(detections["boxes"], np.float64)[keep]
@@ -48,13 +45,10 @@ def score(ground_truth: dict, results: list[dict]) -> dict:
         strings; `iscrowd` and `area` are filled in (0, width x height) where absent. Every image that it lists counts,
         also one without boxes or without detections.
       results: COCO results (`to_results`).
-
     Returns:
       The names in `METRICS` (floats in 0..1, or -1 where there is no ground truth), then `per_class` (class name -> AP)
       and `images` (how many counted).
-
-    Raises:
-      UserError: a result names an image or category that the ground truth does not list.
+    Raises UserError: a result names an image or category that the ground truth does not list.
     """
     images = _ranks(image["id"] for image in ground_truth["images"])
     categories = _ranks(category["id"] for category in ground_truth["categories"])
@@ -80,11 +74,7 @@ def table(metrics: dict) -> str:
 
 def _ranks(ids):
     """Original id -> 0, 1, ... in ascending order, the COCO API's own, which decides among equal scores."""
-    unique = set(ids)
-    try:
-        ordered = sorted(unique)
-    except TypeError:  # integers beside strings
-        ordered = sorted(unique, key=lambda i: (isinstance(i, str), str(i)))
+    ordered = sorted(set(ids), key=lambda i: (isinstance(i, str), i))
     return {original: rank for rank, original in enumerate(ordered)}
 
 

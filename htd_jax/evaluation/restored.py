@@ -18,12 +18,9 @@ def restore(config: ConfigDict, source: str | os.PathLike) -> dict:
     Args:
       config: `config.model.num_classes` is set here from the weights where it is unset.
       source: any form of `--checkpoint`.
-
     Returns:
       Pure dict of float32 arrays on the default device: `functional.functions(config).detect` takes `(it,)`.
-
-    Raises:
-      UserError: the checkpoint cannot be read, or is of another model; lists the tensors that do not fit.
+    Raises UserError: the checkpoint cannot be read, or is of another model; lists the tensors that do not fit.
     """
     tensors = loading.load_tensors(source)
     if config.model.num_classes is None:

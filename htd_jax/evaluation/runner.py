@@ -17,10 +17,11 @@ from collections.abc import Callable
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from htd_jax import mesh as mesh_lib
 from htd_jax.data import Dataset, views
 from htd_jax.errors import writing_to
 from htd_jax.evaluation import coco, drawing, report
@@ -40,9 +41,8 @@ def compile_detect(detect: Callable, mesh: Mesh | None = None) -> Callable:
     """
     if mesh is None:
         return jax.jit(detect)
-    everywhere = NamedSharding(mesh.local_mesh, PartitionSpec())
-    rows = NamedSharding(mesh.local_mesh, PartitionSpec(mesh.axis_names))
-    compiled = jax.jit(detect, in_shardings=(everywhere, rows), out_shardings=rows)
+    rows = mesh_lib.split(mesh.local_mesh)
+    compiled = jax.jit(detect, in_shardings=(mesh_lib.replicated(mesh.local_mesh), rows), out_shardings=rows)
     return lambda states, batch: compiled(states, jax.device_put(batch, rows))
 
 
@@ -55,12 +55,9 @@ def evaluate(detect_fn: Callable, dataset: Dataset, config: ConfigDict, output: 
       config: `test` and `data` are read here.
       output: folder for metrics.json, detections.json, detections.png and report.html, written by process 0.
       mesh: what `detect_fn` spreads a batch over, `config.test.batch_size` images a device; None for one device.
-
     Returns:
       The names of `coco.METRICS`, `per_class` and `images`, the same on all hosts.
-
-    Raises:
-      UserError: an image cannot be read, detections are not finite, or `output` cannot be written to.
+    Raises UserError: an image cannot be read, detections are not finite, or `output` cannot be written to.
     """
     folder = None if output is None else make_folder(output)
     detections = collect(detect_fn, dataset, config, 1 if mesh is None else mesh.local_mesh.size)
@@ -175,26 +172,18 @@ def _write(folder, metrics, results, dataset, detections, config):
         report.write(folder / "report.html", metrics, dataset, detections, config, shlex.join(sys.argv))
 
 
-class _Progress:
+class _Progress(tqdm):
     """A bar on a terminal, else a line every half minute; on process 0 only."""
 
     def __init__(self, total):
-        self.total, self.done, self.start = total, 0, time.monotonic()
-        self.quiet = jax.process_index() != 0
-        self.bar = tqdm(total=total, unit="image", desc="evaluate", disable=True if self.quiet else None)
-        self.last = self.start
+        super().__init__(total=total, unit="image", desc="evaluate", disable=True if jax.process_index() else None)
+        self.done, self.begin = 0, time.monotonic()
+        self.last = self.begin
 
     def update(self, count):
-        self.done += count
-        self.bar.update(count)
-        now = time.monotonic()
-        if self.bar.disable and not self.quiet and now - self.last >= _LINE_EVERY:
-            self.last, rate = now, self.done / (now - self.start)
+        super().update(count)
+        self.done, now = self.done + count, time.monotonic()
+        if self.disable and jax.process_index() == 0 and now - self.last >= _LINE_EVERY:
+            self.last, rate = now, self.done / (now - self.begin)
             print(f"evaluate: {self.done} of {self.total} images, {rate:.3g} images/s, "
                   f"{(self.total - self.done) / max(rate, 1e-9):.0f} s left", file=sys.stderr, flush=True)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.bar.close()
