@@ -61,7 +61,7 @@ def find_fields(features: tfds.features.FeaturesDict, name: str | os.PathLike) -
     if not image_keys or not groups:
         raise UserError(f"TFDS set {name} cannot train a detector: it needs an image and a sequence with boxes and "
                         f"labels, and has {', '.join(features)}")
-    objects = "objects" if "objects" in groups else next(iter(groups))
+    objects = _any(groups, "objects", *groups)
     boxes, labels = groups[objects]
     group = features[objects].feature
     box_format = group[boxes[0]].bbox_format
@@ -69,8 +69,8 @@ def find_fields(features: tfds.features.FeaturesDict, name: str | os.PathLike) -
         raise UserError(f"TFDS set {name} does not say the format of its boxes ({objects}/{boxes[0]})")
     numbers = [key for key, feature in features.items() if feature.np_dtype in (np.int64, np.int32)]
     return Fields(
-        image=_first(image_keys, "image"), objects=objects, box=_first(boxes, "bbox"), label=_first(labels, "label"),
-        box_format=box_format.value,
+        image=_any(image_keys, "image", image_keys[0]), objects=objects, box=_any(boxes, "bbox", boxes[0]),
+        label=_any(labels, "label", labels[0]), box_format=box_format.value,
         crowd=_any(group, "is_crowd", "iscrowd"),
         image_id=_any(numbers, "image/id", "image_id", "id"),
         name=_any(features, "image/filename", "filename", "file_name"),
@@ -200,7 +200,3 @@ def _of(features, feature_type):
 
 def _any(keys, *wanted):
     return next((key for key in wanted if key in keys), None)
-
-
-def _first(keys, preferred):
-    return preferred if preferred in keys else keys[0]

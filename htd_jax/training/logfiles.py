@@ -24,7 +24,7 @@ class Rows:
         kept = [row for row in _read(self._path) if row["step"] <= last]
         self.steps = {row["step"] for row in kept}
         if writes:
-            with _writing(self._path):
+            with writing_to(f"the log {self._path}"):
                 new = self._path.with_suffix(".new")
                 new.write_text("".join(map(_line, kept)))
                 new.replace(self._path)
@@ -33,7 +33,7 @@ class Rows:
         """Adds a row with its `step`; a number that is not finite becomes null, as JSON has no NaN."""
         self.steps.add(row["step"])
         if self._writes:
-            with _writing(self._path), self._path.open("a") as file:
+            with writing_to(f"the log {self._path}"), self._path.open("a") as file:
                 file.write(_line(row))
 
 
@@ -42,23 +42,19 @@ class Board:
 
     def __init__(self, folder: pathlib.Path, start: int):
         self._folder = folder
-        with _writing(folder):
+        with writing_to(f"the log {folder}"):
             self._writer = event_file_writer.EventsWriter(str(folder / "events"))
             self._write(Event(step=start + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def add(self, step: int, values: dict[str, float | int]) -> None:
         scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-        with _writing(self._folder):
+        with writing_to(f"the log {self._folder}"):
             self._write(Event(step=step, summary=Summary(value=scalars)))
 
     def _write(self, event):
         event.wall_time = time.time()
         self._writer.write_event(event)
         self._writer.flush()
-
-
-def _writing(path):
-    return writing_to(f"the log {path}")
 
 
 def _read(path):

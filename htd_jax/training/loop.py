@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from htd_jax import compilation, data as data_lib, mesh as mesh_lib
+from htd_jax import data as data_lib, mesh as mesh_lib
 from htd_jax.checkpoints import Checkpoints, write_about
 from htd_jax.data import Dataset, pipeline
 from htd_jax.errors import UserError, writing_to
@@ -38,7 +38,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict | None:
     dataset, validation = open_data(config)
 
     # ---- devices
-    compilation.use_cache(config)
+    if config.compilation_cache and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(config.compilation_cache))
     if config.distributed:
         mesh_lib.start_processes()
     mesh = mesh_lib.make_mesh()

@@ -6,7 +6,7 @@ containers and refuses anything else.
 import os
 import pathlib
 
-import ml_dtypes  # noqa: F401  (gives numpy the bfloat16 that safetensors asks it for)
+import ml_dtypes  # gives numpy the bfloat16 that safetensors asks it for
 import numpy as np
 import safetensors.numpy
 
@@ -62,12 +62,8 @@ def _read_safetensors(path):
         tensors = safetensors.numpy.load_file(path)
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: is damaged or no .safetensors file: {_first_line(error)}") from error
-    return {name: _float32(array) for name, array in tensors.items()}
-
-
-def _float32(array):
-    inexact = array.dtype in (np.float16, np.float64) or array.dtype == ml_dtypes.bfloat16
-    return array.astype(np.float32) if inexact else array
+    inexact = np.float16, np.float64, ml_dtypes.bfloat16
+    return {name: array.astype(np.float32) if array.dtype in inexact else array for name, array in tensors.items()}
 
 
 def _read_torch(path):

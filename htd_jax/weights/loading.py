@@ -76,27 +76,27 @@ def load_into(tree: dict, tensors: Tensors, *, source: str | os.PathLike = "the 
         A new tree: numpy arrays in the model's layout, and what was left out as it was in `tree`.
     Raises UserError: the first ten tensors that are missing, extra or of another shape, and how many there are.
     """
-    leaves = {".".join(map(str, path)): (path, leaf) for path, leaf in traverse_util.flatten_dict(tree).items()}
-    wanted = {_name(path): path for path in leaves}
+    leaves = _named(tree)
+    wanted = {name: path for name, (_, path, _) in leaves.items()}
     if backbone_only == "auto":
         backbone_only = all(name.startswith(_BACKBONE) for name in tensors)
-    shapes = {name: names.checkpoint_shape(leaves[path][1].shape) for name, path in wanted.items()}
+    shapes = {name: names.checkpoint_shape(leaf.shape) for name, (_, _, leaf) in leaves.items()}
     other = [name for name in tensors if name in wanted and tensors[name].shape != shapes[name]]
     fresh = _other_classes(other, tensors, shapes, wanted) if new_classifier else []
-    left = [name for name in wanted if name in fresh or (backbone_only and name not in tensors and _optional(name))]
+    optional = lambda name: backbone_only and (not name.startswith(_BACKBONE) or ".conv_offset." in name)
+    left = [name for name in wanted if name in fresh or (name not in tensors and optional(name))]
     _check(source, tensors, shapes, left, [name for name in other if name not in fresh], wanted)
     log.info("%s: %d of %d tensors read", source, len(wanted) - len(left), len(wanted))
     if left:
         log.warning("%s: %d stay at their initial values: %s", source, len(left), listed(left))
-    filled = {leaves[path][0]: leaves[path][1] if name in left else names.from_checkpoint(path, tensors[name])
-              for name, path in wanted.items()}
-    return traverse_util.unflatten_dict(filled)
+    return traverse_util.unflatten_dict({
+        key: leaf if name in left else names.from_checkpoint(path, tensors[name])
+        for name, (key, path, leaf) in leaves.items()})
 
 
 def export(tree: dict) -> Tensors:
     """The tensors of a tree of parameters, every one once."""
-    flat = {".".join(map(str, path)): leaf for path, leaf in traverse_util.flatten_dict(tree).items()}
-    return {_name(path): names.to_checkpoint(path, np.asarray(leaf)) for path, leaf in flat.items()}
+    return {name: names.to_checkpoint(path, np.asarray(leaf)) for name, (_, path, leaf) in _named(tree).items()}
 
 
 def complete(tensors: Tensors) -> Tensors:
@@ -135,12 +135,13 @@ def put(model: nnx.Module, tree: dict) -> None:
     nnx.update(model, state)
 
 
-def _name(path):
-    """The name in a checkpoint; a path that the table lacks is our bug, not the user's."""
-    name = names.checkpoint_name(path)
-    if name is None:
-        raise KeyError(f"{path} has no row in htd_jax.weights.names.MODULES")
-    return name
+def _named(tree):
+    """{name in a checkpoint: (key of the flat tree, the same with dots, leaf)} of a tree of parameters."""
+    rows = [(key, ".".join(map(str, key)), leaf) for key, leaf in traverse_util.flatten_dict(tree).items()]
+    named = {names.checkpoint_name(row[1]): row for row in rows}
+    if None in named:  # our bug, not the user's
+        raise KeyError(f"{named[None][1]} has no row in htd_jax.weights.names.MODULES")
+    return named
 
 
 def _backbone(tensors):
@@ -149,10 +150,6 @@ def _backbone(tensors):
     if "conv1.weight" in kept:
         kept = {_BACKBONE + name: array for name, array in kept.items()}
     return kept
-
-
-def _optional(name):
-    return not name.startswith(_BACKBONE) or ".conv_offset." in name
 
 
 def _other_classes(other, tensors, shapes, wanted):
