@@ -2,7 +2,7 @@
 
   python -m benchmarks.layers --config htd_r50 --image 800,1344        # on a CPU, with torch installed
 
-What the original takes in times one convolution depends on the processor; beside this figure ours means the same on all.
+How many convolutions the original takes depends on the processor; next to this figure ours means the same on all.
 """
 import argparse
 import collections
@@ -36,17 +36,18 @@ def main():
     if not yardsticks.torch():
         parser.error("torch is not installed: pip install torch")
     print(table.provenance("python -m benchmarks.layers " + " ".join(sys.argv[1:])), flush=True)
-    one = timing.times({"one": yardsticks.conv_p2(given.image)}, 5)["one"].median
-    print(f"\n| {given.config}, {given.image[0]}x{given.image[1]} | PyTorch's layers alone, seconds | times conv2d on P2 ({one:.3f} s) |")
+    convolution = timing.times({"conv2d": yardsticks.conv_p2(given.image)}, 5)["conv2d"].median
+    shape = f"{given.image[0]}x{given.image[1]}"
+    print(f"\n| {given.config}, {shape} | PyTorch's layers alone, seconds | times conv2d on P2 ({convolution:.3f} s) |")
     print("| --- | --- | --- |")
     config = models.load(given.config)
     for what, images in IMAGES.items():
         total = seconds(layers(what, config, images, given.image), frozen_layers(config) if what == "train" else None)
-        print(f"| {what}, {images} x | {total:.2f} | {total / one:.1f} |", flush=True)
+        print(f"| {what}, {images} x | {total:.2f} | {total / convolution:.1f} |", flush=True)
 
 
 def layers(what, config, images, image):
-    """The layers of a forward pass, in order: of the losses ('train'), or of 'detect all' with every proposal regressed."""
+    """The layers of a forward pass, in order: of the losses ('train'), or of detection, every proposal regressed."""
     functions = functional.functions(config)
     given = jax.eval_shape(functions.init)
     given = given if what == "train" else (given,)

@@ -44,7 +44,7 @@ def merged(config, params, frozen):
 def score_passed_by(count, params, frozen, batch, config):
     """The score that `count` RoIs of an image reach in some class, median over the batch.
 
-    Random weights give all RoIs about the same score; with this in place of .05 as many are regressed as after training.
+    Random weights give all RoIs about the same score; with this in place of .05 as many are regressed as once trained.
     """
     def best(params, frozen, batch):
         model = merged(config, params, frozen)

@@ -32,8 +32,8 @@ class Compiled(NamedTuple):
 def compiled(function, *arguments, flops=None):
     """Compiles `function` (jitted here) for `arguments`.
 
-    `flops`: where they are known; else `arithmetic.least` counts them. Memory is what the compiler sets aside: arguments,
-    results and temporaries.
+    `flops`: where they are known; else `arithmetic.least` counts them. Memory is what the compiler sets aside:
+    arguments, results and temporaries.
     """
     flops = arithmetic.least(function, *arguments).flops if flops is None else flops
     executable, seconds = compile_(jax.jit(function), *arguments)
