@@ -66,7 +66,8 @@ def test_match_gives_a_detection_the_free_object_it_covers_best():
 
 @pytest.fixture
 def page(tmp_path):
-    detections = [found((BOX[0], 0, .9)), found(), found((BOX[0], 0, .8), ([0, 0, 9, 9], 1, .7)), found((BOX[0], 0, .1))]
+    detections = [found((BOX[0], 0, .9)), found(), found((BOX[0], 0, .8), ([0, 0, 9, 9], 1, .7)),
+                  found((BOX[0], 0, .1))]
     config = ConfigDict({"test": {"score": .05}})
     report.write(tmp_path / "report.html", metrics(cat=.75, **{"<b>dog": -1.}), Images(4), detections, config,
                  "python eval.py --config 'a & b'")

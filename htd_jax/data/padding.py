@@ -1,5 +1,6 @@
 """Static shapes: the buckets that images are padded to, and the slots of their boxes."""
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +11,7 @@ Shape = tuple[int, int]  # height, width
 Sizes = np.ndarray | Sequence[Shape]
 
 
-def round_up(value, multiple: int = STRIDE):
+def round_up(value: Any, multiple: int = STRIDE) -> Any:
     """The next multiple, of an integer or an array of integers."""
     return -(-value // multiple) * multiple
 
