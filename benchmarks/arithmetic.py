@@ -44,7 +44,7 @@ def without_roi_align():
 
 def program(function, *arguments):
     """The `Work` of function(*arguments) as it is written for accelerators. Loops of unknown length count once."""
-    return _total(jax.make_jaxpr(lambda *a: function(*a))(*arguments).jaxpr)  # a new function: traced anew
+    return _total(jax.make_jaxpr(lambda *a: function(*a))(*arguments).jaxpr)  # a new function: traced again
 
 
 def _total(jaxpr):

@@ -21,9 +21,9 @@ IMAGES = {"train": 2, "detect all": 1}
 
 
 class Layer(NamedTuple):
-    """A convolution or product of operands of these `shapes` (NHWC and HWIO); `more`: what else its kind needs."""
+    """A convolution or product of operands of these `shapes` (NHWC and HWIO); `more`: its other parameters."""
 
-    kind: str
+    operation: str
     shapes: tuple
     more: tuple
 
@@ -76,14 +76,14 @@ def _walk(jaxpr):
 
 
 def seconds(found, forward_only=None, repeats=3):
-    """What PyTorch takes for the layers `found`, each kind measured once (median).
+    """What PyTorch takes for the layers `found`, equal layers measured once (median).
 
     forward_only: of the first so many no gradient is computed, of the others those of both operands (1 % too
     much: the first three that are trained read a frozen map). None: of none.
     """
     forward_only = len(found) if forward_only is None else forward_only
-    kinds = collections.Counter((layer, k >= forward_only) for k, layer in enumerate(found))
-    return sum(count * timing.times({kind: call(*kind)}, repeats)[kind].median for kind, count in kinds.items())
+    counts = collections.Counter((layer, k >= forward_only) for k, layer in enumerate(found))
+    return sum(count * timing.times({layer: call(*layer)}, repeats)[layer].median for layer, count in counts.items())
 
 
 def frozen_layers(config):
@@ -99,7 +99,7 @@ def frozen_layers(config):
 def call(layer, trained):
     """A call without arguments that computes `layer` in PyTorch, with its gradients if it is `trained`."""
     torch = yardsticks.torch()
-    function = _convolution if layer.kind == "convolution" else _product
+    function = _convolution if layer.operation == "convolution" else _product
     compute, shapes = function(torch, layer)
     operands = [torch.randn(*shape, requires_grad=trained) for shape in shapes]
     if not trained:

@@ -50,7 +50,7 @@ def score_passed_by(count, params, frozen, batch, config):
         model = merged(config, params, frozen)
         with matmul_precision(config.dtype):
             found = view_proposals(model, batch, False, config)
-            logits = jax.vmap(lambda *one: classify(model, *one)[0])(found.view, found.boxes, found.valid)
+            logits = jax.vmap(lambda *view: classify(model, *view)[0])(found.view, found.boxes, found.valid)
         return jnp.where(found.valid, jax.nn.softmax(logits)[..., :-1].max(axis=-1), 0)
 
     scores = np.sort(jax.jit(best)(params, frozen, batch), axis=1)

@@ -53,7 +53,7 @@ def row(operator, repeats):
 
 
 def operators(sizes):
-    """All operators, with inputs drawn anew for each."""
+    """All operators, with freshly drawn inputs for each."""
     makers = roi_align_own, roi_align_all, rpn_nms, class_nms, class_soft_nms, deformable, top_k, assignment
     return [make(sizes, np.random.default_rng(0)) for make in makers]
 
@@ -88,9 +88,9 @@ def _torchvision_crops(levels, rois):
     if not yardsticks.torchvision():
         return None
     torch, roi_align = yardsticks.torch(), yardsticks.torchvision().ops.roi_align
-    kind = torch.float32 if dtype() == jnp.float32 else torch.float16
-    maps = [yardsticks.tensor(jnp.asarray(x, jnp.float32), kind).permute(2, 0, 1)[None] for x in levels]
-    boxes = [[yardsticks.tensor(r, kind)] for r in rois]
+    precision = torch.float32 if dtype() == jnp.float32 else torch.float16
+    maps = [yardsticks.tensor(jnp.asarray(x, jnp.float32), precision).permute(2, 0, 1)[None] for x in levels]
+    boxes = [[yardsticks.tensor(r, precision)] for r in rois]
     return yardsticks.waiting(lambda: [
         roi_align(x, r, BINS, 1 / stride, aligned=True) for x, r, stride in zip(maps, boxes, STRIDES)])
 

@@ -37,7 +37,7 @@ def main():
 
 
 def measured(given):
-    """The rows of the one table; each is also said on stderr as it comes."""
+    """The rows of the one table; each is also printed on stderr when measured."""
     rows = operators.rows() if "operators" in given.what else []
     for case in steps.cases(given.config) if "steps" in given.what else ():
         rows.append(steps.in_process(case))

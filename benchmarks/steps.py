@@ -50,10 +50,10 @@ class Case(NamedTuple):
 def cases(names):
     """What is measured on this backend, of the configurations `names`."""
     if jax.default_backend() == "cpu":
-        kinds = ("detect all", 1, 3), ("detect", 1, 3), ("train", 2, 3), ("train many", 2, 3)
+        cells = ("detect all", 1, 3), ("detect", 1, 3), ("train", 2, 3), ("train many", 2, 3)
     else:
-        kinds = ("train", 16, 10), ("detect", 8, 10)
-    return [Case(what, name, batch, repeats=repeats) for name in names for what, batch, repeats in kinds]
+        cells = ("train", 16, 10), ("detect", 8, 10)
+    return [Case(what, name, batch, repeats=repeats) for name in names for what, batch, repeats in cells]
 
 
 def in_process(case):
@@ -139,7 +139,7 @@ def beside(case, batch):
 
 
 def forget_peak_memory():
-    """Lets the peak of this process begin anew, where the system can (Linux): compiling has a peak of its own.
+    """Resets the peak of this process, where the system can (Linux): compiling has a peak of its own.
 
     What that has freed goes back to the system first, as far as it is the C library that keeps it.
     """

@@ -1,7 +1,7 @@
 """The configuration: every key with its default, and the check that a configuration is usable.
 
 `default_config()` is HTD-R50 as published; each file of `configs/` changes a few keys of it. What the keys mean is
-said here, beside each, and for users in `docs/training.md`.
+written beside each, and for users in `docs/training.md`.
 """
 import difflib
 import functools

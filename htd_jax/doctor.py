@@ -122,7 +122,7 @@ def memory() -> Results:
         import jax
         stats = jax.devices()[0].memory_stats() or {}
     except Exception:
-        stats = {}  # `devices` has said it
+        stats = {}  # `devices` reports it
     if "bytes_limit" in stats:
         yield _at_least(stats["bytes_limit"] / _GIB, _DEVICE_GIB, "device memory",
                         "use a smaller config.data.scale, config.accumulate, or config.remat=True")

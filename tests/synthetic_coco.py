@@ -1,4 +1,4 @@
-"""A tiny COCO-format data set of coloured rectangles, written by the tests themselves."""
+"""A tiny COCO-format dataset of coloured rectangles, written by the tests themselves."""
 import json
 
 import cv2

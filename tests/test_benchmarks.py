@@ -99,8 +99,8 @@ def test_scaling_refuses_what_is_worse_than_linear():
 def test_layers_are_those_of_the_forward_pass():
     found, small = layers.layers("train", config(), 2, IMAGE), config()
     frozen = layers.frozen_layers(small)
-    assert [layer.kind for layer in found[:frozen]] == ["convolution"] * frozen
-    assert found[0].shapes[0] == (2, *IMAGE, 3) and {layer.kind for layer in found} == {"convolution", "product"}
+    assert [layer.operation for layer in found[:frozen]] == ["convolution"] * frozen
+    assert found[0].shapes[0] == (2, *IMAGE, 3) and {layer.operation for layer in found} == {"convolution", "product"}
     small.model.update(depth=50, frozen_stages=1)
     assert layers.frozen_layers(small) == 11
 

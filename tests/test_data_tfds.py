@@ -1,4 +1,4 @@
-"""COCO prepared as a TFDS set, and TFDS sets as data sets; all of it without TensorFlow."""
+"""COCO prepared as a TFDS set, and TFDS sets as datasets; all of it without TensorFlow."""
 import io
 import json
 import pathlib

@@ -146,11 +146,11 @@ def test_splits_share_no_source():
 
 def test_splits_share_no_pixels():
     """Not under another name either: no item of validation equals one of training."""
-    def pictures(part):
+    def contents(part):
         return {(s.field if s.texture is None else s.texture).tobytes()
                 for group in part.objects + part.distractors for s in group}
 
-    assert not pictures(load("train")) & pictures(load("val"))
+    assert not contents(load("train")) & contents(load("val"))
 
 
 def test_ground_truth_is_for_every_scene():

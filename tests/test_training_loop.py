@@ -124,7 +124,7 @@ def test_another_model_in_the_workdir(data, tmp_path):
 def test_unreadable_images_are_counted_and_many_stop_the_run(data, tmp_path):
     folder = tmp_path / "data"
     tiny.write_dataset(folder)
-    (folder / "images" / "3.png").write_bytes(b"no picture")
+    (folder / "images" / "3.png").write_bytes(b"no image")
     with pytest.raises(UserError, match="more than 1 % of the images"):
         loop.train(tiny.config(folder, total_steps=40, data__val__annotations=""), tmp_path / "run")
 

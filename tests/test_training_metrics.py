@@ -1,4 +1,4 @@
-"""Logs: honest time, rows that go on where the run does, events for TensorBoard."""
+"""Logs: honest time, rows that continue where the run resumes, events for TensorBoard."""
 import json
 import struct
 

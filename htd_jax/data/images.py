@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 from htd_jax.errors import UserError
 
-# OpenCV prints several lines about a broken file before it returns None; the UserError raised here says it in one.
+# OpenCV prints several lines about a broken file before it returns None; the UserError raised instead has one.
 cv2.utils.logging.setLogLevel(0)
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")

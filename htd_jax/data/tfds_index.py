@@ -150,7 +150,7 @@ def _read_index(path, state):
         with np.load(path) as index:
             return {key: index[key] for key in index.files if key != "state"} if str(index["state"]) == state else None
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
-        return None  # absent or damaged: made anew
+        return None  # absent or damaged: made again
 
 
 def _write_index(path, index):

@@ -104,7 +104,7 @@ def colour(label: int | np.integer) -> tuple[int, int, int]:
 
 
 def _box(image, box, fill):
-    """The outline of a box, cut to the image (drawing far outside costs memory) and at least one pixel."""
+    """The outline of a box, cut to the image (drawing far outside takes memory) and at least one pixel."""
     x = np.clip(box[[0, 2]], 0, image.width - 1)
     y = np.clip(box[[1, 3]], 0, image.height - 1)
     width = max(1, round(max(image.size) / 400))

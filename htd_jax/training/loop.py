@@ -32,7 +32,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict | None:
             checkpoints/ and, at the end, eval/. Several processes share it.
     Returns:
         The metrics of the last evaluation; None where the run was stopped before one, or has no validation set.
-    Raises UserError for everything that a user can mend.
+    Raises UserError for everything that a user can fix.
     """
     # ---- data: errors in it are found before a device is touched
     dataset, validation = open_data(config)
