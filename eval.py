@@ -12,25 +12,21 @@ import functools
 from absl import flags
 
 from htd_jax import cli
-from htd_jax.errors import UserError
 
 _CONFIG = cli.define_config()
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A workdir, one saved step, or a .safetensors or .pth file.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for metrics.json, detections.json and report.html.")
 
 
-def main(arguments):
-    if arguments:
-        raise UserError(f"unexpected argument {arguments[0]!r}; keys are set as --config.KEY=VALUE")
-    if not _CHECKPOINT.value:
-        raise UserError("--checkpoint is missing; for example --checkpoint runs/r50")
-    import jax  # after the command line is known to be good: the imports take seconds
+def main(arguments: list[str]) -> None:
+    cli.check(arguments, checkpoint=_CHECKPOINT.value)
+    import jax  # after the command line is checked: the imports take seconds
 
     from htd_jax import data, mesh as mesh_lib
     from htd_jax.evaluation import coco, restored, runner
     from htd_jax.models import functional
 
-    # ---- what can be wrong with the data is found before a device is touched
+    # ---- data: errors in it are found before a device is touched
     config = _CONFIG.value
     dataset = data.open_dataset(config, "val")
     if _OUTPUT.value:

@@ -4,7 +4,7 @@ Example:
   python predict.py --config configs/htd_r50.py --checkpoint runs/r50 street.jpg photos/ --output found --score 0.3
 
 Prints a line for each image. The output folder gets each image with its detections drawn on it, and detections.json.
-Images that cannot be read are named, the others done; the exit status is then 2.
+Images that cannot be read are named and skipped; the exit status is then 2.
 """
 from absl import flags
 
@@ -17,27 +17,24 @@ _OUTPUT = flags.DEFINE_string("output", None, "Folder for the drawn images and d
 _SCORE = flags.DEFINE_float("score", 0.3, "The lowest score shown.", lower_bound=0, upper_bound=1)
 
 
-def main(arguments):
+def main(arguments: list[str]) -> None:
     if not arguments:
         raise UserError("no image is given; for example predict.py --config ... --checkpoint ... street.jpg photos/")
-    if not _CHECKPOINT.value:
-        raise UserError("--checkpoint is missing; for example --checkpoint runs/r50")
-    from htd_jax.data.user_images import (
-        UserImages,  # after the command line is known to be good: the imports take seconds
-    )
+    cli.check([], checkpoint=_CHECKPOINT.value)
+    from htd_jax.data.user_images import UserImages  # after the command line is checked: the imports take seconds
     from htd_jax.detector import Detector
     from htd_jax.evaluation import prediction_folder
 
-    # ---- what can be wrong with the input is found before the model is loaded
+    # ---- images: errors in them are found before the model is loaded
     images = UserImages(arguments)
     folder = prediction_folder.PredictionFolder(_OUTPUT.value, images)
 
-    # ---- the model; it puts out whatever is to be shown
+    # ---- model: it outputs all that is to be shown
     config = _CONFIG.value
     config.test.score = min(config.test.score, _SCORE.value)
     detector = Detector.from_checkpoint((config, _CHECKPOINT.value))
 
-    # ---- detections, in the order in which they are done
+    # ---- detections, in the order in which images are processed
     for i, result in detector.stream(images, _SCORE.value):
         if isinstance(result, UserError):
             cli.fail(result)

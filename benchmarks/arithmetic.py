@@ -1,6 +1,6 @@
 """What a function has to compute and to move at least: its convolutions and matrix products, counted in its jaxpr.
 
-  python -m benchmarks.arithmetic --config htd_r50 --batch 8 --image 800,1344      # a training step's, for `htd_jax.aot`
+  python -m benchmarks.arithmetic --config htd_r50 --batch 8 --image 800,1344   # a training step's, for `htd_jax.aot`
 
 Unlike XLA's count this one multiplies loops by their length, where it is known.
 """
@@ -44,7 +44,7 @@ def without_roi_align():
 
 def program(function, *arguments):
     """The `Work` of function(*arguments) as it is written for accelerators. Loops of unknown length count once."""
-    return _total(jax.make_jaxpr(lambda *a: function(*a))(*arguments).jaxpr)  # a new function: traced anew
+    return _total(jax.make_jaxpr(lambda *a: function(*a))(*arguments).jaxpr)  # a new function: traced again
 
 
 def _total(jaxpr):
@@ -55,7 +55,8 @@ def _total(jaxpr):
 def _equation(equation):
     count = {"dot_general": _product, "conv_general_dilated": _convolution}.get(equation.primitive.name)
     if count:
-        return Work(count(equation), sum(v.aval.size * v.aval.dtype.itemsize for v in (*equation.invars, *equation.outvars)))
+        operands = *equation.invars, *equation.outvars
+        return Work(count(equation), sum(v.aval.size * v.aval.dtype.itemsize for v in operands))
     inner = [_total(jaxpr) for jaxpr in jaxprs(equation.params.values())]
     if equation.primitive.name == "cond":  # one of its branches: the forms of a computation for different devices
         return max(inner)
@@ -97,7 +98,8 @@ def main():
     functions = functional.functions(config)
     arguments = *jax.eval_shape(functions.init), aot.batch_of(given.batch, given.image, aot.BOXES), jax.random.key(0)
     gradient = jax.grad(functions.loss, has_aux=True)
-    print(json.dumps(dict(least=least(gradient, *arguments)._asdict(), program=program(gradient, *arguments)._asdict())))
+    work = dict(least=least(gradient, *arguments), program=program(gradient, *arguments))
+    print(json.dumps({name: counted._asdict() for name, counted in work.items()}))
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ Example:
   python -m benchmarks.data --annotations data/coco/annotations/instances_train2017.json --images data/coco/train2017
   python -m benchmarks.data --annotations A --images B --cores 2 --workers 0 1 2 3 --processes 2
 
-`cpu` is the processor time that an image costs, over all threads: what the rate becomes on idle cores is
-cores * 1000 / cpu. It says more than the rate where other programs run beside.
+`cpu` is the processor time that an image takes, over all threads: what the rate becomes on idle cores is
+cores * 1000 / cpu. It says more than the rate where other programs run at the same time.
 """
 import argparse
 import functools
@@ -36,7 +36,7 @@ def main():
         config.data.workers = workers
         measure(f"{workers} threads", lambda: pipeline.train_batches(dataset, config), given)
     for workers in given.processes:
-        measure(f"{workers} processes", lambda: processes(dataset, config, workers), given)
+        measure(f"{workers} processes", functools.partial(processes, dataset, config, workers), given)
 
 
 def arguments():
@@ -53,7 +53,7 @@ def arguments():
 
 
 def measure(name, make, given):
-    """Prints one row; the first batch, with what starting costs, is apart from the rate."""
+    """Prints one row; the first batch, with the start-up, does not count in the rate."""
     start = time.perf_counter()
     batches = make()
     next(batches)
@@ -64,7 +64,8 @@ def measure(name, make, given):
     seconds, images = time.perf_counter() - start, given.batches * given.batch_size
     cpu = (time.process_time() - cpu) / images * 1e3
     batches.close()
-    print(f"{name:14} {first:10.2f} s {images / seconds:10.1f} {f'{cpu:.2f}' if 'threads' in name else '-':>14}", flush=True)
+    cpu = f"{cpu:.2f}" if "threads" in name else "-"  # of worker processes it would have to be asked for
+    print(f"{name:14} {first:10.2f} s {images / seconds:10.1f} {cpu:>14}", flush=True)
 
 
 def processes(dataset, config, workers):

@@ -2,7 +2,7 @@
 
   python -m benchmarks.layers --config htd_r50 --image 800,1344        # on a CPU, with torch installed
 
-What the original takes in times one convolution depends on the processor; beside this figure ours means the same on all.
+How many convolutions the original takes depends on the processor; next to this figure ours means the same on all.
 """
 import argparse
 import collections
@@ -21,9 +21,9 @@ IMAGES = {"train": 2, "detect all": 1}
 
 
 class Layer(NamedTuple):
-    """A convolution or product of operands of these `shapes` (NHWC and HWIO); `more`: what else its kind needs."""
+    """A convolution or product of operands of these `shapes` (NHWC and HWIO); `more`: its other parameters."""
 
-    kind: str
+    operation: str
     shapes: tuple
     more: tuple
 
@@ -36,17 +36,18 @@ def main():
     if not yardsticks.torch():
         parser.error("torch is not installed: pip install torch")
     print(table.provenance("python -m benchmarks.layers " + " ".join(sys.argv[1:])), flush=True)
-    one = timing.times({"one": yardsticks.conv_p2(given.image)}, 5)["one"].median
-    print(f"\n| {given.config}, {given.image[0]}x{given.image[1]} | PyTorch's layers alone, seconds | times conv2d on P2 ({one:.3f} s) |")
+    convolution = timing.times({"conv2d": yardsticks.conv_p2(given.image)}, 5)["conv2d"].median
+    shape = f"{given.image[0]}x{given.image[1]}"
+    print(f"\n| {given.config}, {shape} | PyTorch's layers alone, seconds | times conv2d on P2 ({convolution:.3f} s) |")
     print("| --- | --- | --- |")
     config = models.load(given.config)
     for what, images in IMAGES.items():
         total = seconds(layers(what, config, images, given.image), frozen_layers(config) if what == "train" else None)
-        print(f"| {what}, {images} x | {total:.2f} | {total / one:.1f} |", flush=True)
+        print(f"| {what}, {images} x | {total:.2f} | {total / convolution:.1f} |", flush=True)
 
 
 def layers(what, config, images, image):
-    """The layers of a forward pass, in order: of the losses ('train'), or of 'detect all' with every proposal regressed."""
+    """The layers of a forward pass, in order: of the losses ('train'), or of detection, every proposal regressed."""
     functions = functional.functions(config)
     given = jax.eval_shape(functions.init)
     given = given if what == "train" else (given,)
@@ -75,14 +76,14 @@ def _walk(jaxpr):
 
 
 def seconds(found, forward_only=None, repeats=3):
-    """What PyTorch takes for the layers `found`, each kind measured once (median).
+    """What PyTorch takes for the layers `found`, equal layers measured once (median).
 
     forward_only: of the first so many no gradient is computed, of the others those of both operands (1 % too
     much: the first three that are trained read a frozen map). None: of none.
     """
     forward_only = len(found) if forward_only is None else forward_only
-    kinds = collections.Counter((layer, k >= forward_only) for k, layer in enumerate(found))
-    return sum(count * timing.times({kind: call(*kind)}, repeats)[kind].median for kind, count in kinds.items())
+    counts = collections.Counter((layer, k >= forward_only) for k, layer in enumerate(found))
+    return sum(count * timing.times({layer: call(*layer)}, repeats)[layer].median for layer, count in counts.items())
 
 
 def frozen_layers(config):
@@ -98,7 +99,7 @@ def frozen_layers(config):
 def call(layer, trained):
     """A call without arguments that computes `layer` in PyTorch, with its gradients if it is `trained`."""
     torch = yardsticks.torch()
-    function = _convolution if layer.kind == "convolution" else _product
+    function = _convolution if layer.operation == "convolution" else _product
     compute, shapes = function(torch, layer)
     operands = [torch.randn(*shape, requires_grad=trained) for shape in shapes]
     if not trained:

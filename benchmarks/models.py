@@ -44,13 +44,13 @@ def merged(config, params, frozen):
 def score_passed_by(count, params, frozen, batch, config):
     """The score that `count` RoIs of an image reach in some class, median over the batch.
 
-    Random weights give all RoIs about the same score; with this in place of .05 as many are regressed as after training.
+    Random weights give all RoIs about the same score; with this in place of .05 as many are regressed as once trained.
     """
     def best(params, frozen, batch):
         model = merged(config, params, frozen)
         with matmul_precision(config.dtype):
             found = view_proposals(model, batch, False, config)
-            logits = jax.vmap(lambda *one: classify(model, *one)[0])(found.view, found.boxes, found.valid)
+            logits = jax.vmap(lambda *view: classify(model, *view)[0])(found.view, found.boxes, found.valid)
         return jnp.where(found.valid, jax.nn.softmax(logits)[..., :-1].max(axis=-1), 0)
 
     scores = np.sort(jax.jit(best)(params, frozen, batch), axis=1)

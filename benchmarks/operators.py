@@ -38,9 +38,9 @@ class Operator(NamedTuple):
     yardstick: Callable | None = None
 
 
-def rows(sizes=Sizes(), repeats=10):
+def rows(sizes=None, repeats=10):
     """A `Row` for each operator, in float32 on a CPU and bfloat16 elsewhere."""
-    return [row(operator, repeats) for operator in operators(sizes)]
+    return [row(operator, repeats) for operator in operators(sizes or Sizes())]
 
 
 def row(operator, repeats):
@@ -53,7 +53,7 @@ def row(operator, repeats):
 
 
 def operators(sizes):
-    """All operators, with inputs drawn anew for each."""
+    """All operators, with freshly drawn inputs for each."""
     makers = roi_align_own, roi_align_all, rpn_nms, class_nms, class_soft_nms, deformable, top_k, assignment
     return [make(sizes, np.random.default_rng(0)) for make in makers]
 
@@ -79,7 +79,8 @@ def roi_align_all(sizes, rng):
 
 
 def _features_and_rois(sizes, rng):
-    return inputs.pyramid(sizes.image, sizes.channels, rng, dtype()), jnp.asarray(inputs.boxes(sizes.rois, sizes.image, rng))
+    pyramid = inputs.pyramid(sizes.image, sizes.channels, rng, dtype())
+    return pyramid, jnp.asarray(inputs.boxes(sizes.rois, sizes.image, rng))
 
 
 def _torchvision_crops(levels, rois):
@@ -87,9 +88,9 @@ def _torchvision_crops(levels, rois):
     if not yardsticks.torchvision():
         return None
     torch, roi_align = yardsticks.torch(), yardsticks.torchvision().ops.roi_align
-    kind = torch.float32 if dtype() == jnp.float32 else torch.float16
-    maps = [yardsticks.tensor(jnp.asarray(x, jnp.float32), kind).permute(2, 0, 1)[None] for x in levels]
-    boxes = [[yardsticks.tensor(r, kind)] for r in rois]
+    precision = torch.float32 if dtype() == jnp.float32 else torch.float16
+    maps = [yardsticks.tensor(jnp.asarray(x, jnp.float32), precision).permute(2, 0, 1)[None] for x in levels]
+    boxes = [[yardsticks.tensor(r, precision)] for r in rois]
     return yardsticks.waiting(lambda: [
         roi_align(x, r, BINS, 1 / stride, aligned=True) for x, r, stride in zip(maps, boxes, STRIDES)])
 
@@ -97,13 +98,15 @@ def _torchvision_crops(levels, rois):
 def rpn_nms(sizes, rng):
     """As in the RPN: the best candidates of each of five levels, the coarsest having fewer."""
     few = min(sizes.candidates, 3 * -(-sizes.image[0] // 64) * -(-sizes.image[1] // 64))
-    boxes = np.stack([inputs.boxes(sizes.candidates, sizes.image, rng, side, 2 * side) for side in (24, 48, 96, 192, 384)])
+    sides = 24, 48, 96, 192, 384
+    boxes = np.stack([inputs.boxes(sizes.candidates, sizes.image, rng, side, 2 * side) for side in sides])
     scores = rng.uniform(0, 1, boxes.shape[:2]).astype(np.float32)
     scores[-1, few:] = -np.inf
     run = jax.vmap(lambda b, s: nms(b, s, 0.7, sizes.candidates))
     other = None
     if yardsticks.torchvision():
-        per_level = [(yardsticks.tensor(b[s > -np.inf]), yardsticks.tensor(s[s > -np.inf])) for b, s in zip(boxes, scores)]
+        real = scores > -np.inf
+        per_level = [(yardsticks.tensor(b[r]), yardsticks.tensor(s[r])) for b, s, r in zip(boxes, scores, real)]
         other = yardsticks.waiting(lambda: [yardsticks.torchvision().ops.nms(b, s, 0.7) for b, s in per_level])
     count = 4 * sizes.candidates + few
     return Operator(f"NMS, {count} candidates of five levels", run, (jnp.asarray(boxes), jnp.asarray(scores)),
@@ -117,7 +120,8 @@ def class_nms(sizes, rng):
         flat = (yardsticks.tensor(boxes.repeat(sizes.classes, axis=0)), yardsticks.tensor(scores.reshape(-1)),
                 yardsticks.tensor(np.tile(np.arange(sizes.classes), len(boxes))))
         other = yardsticks.waiting(lambda: yardsticks.torchvision().ops.batched_nms(*flat, 0.5)[:100])
-    return Operator(f"NMS, {scores.size} candidates of {sizes.classes} classes", lambda b, s: multiclass_nms(b, s, 0.5, 0.05, 100),
+    return Operator(f"NMS, {scores.size} candidates of {sizes.classes} classes",
+                    lambda b, s: multiclass_nms(b, s, 0.5, 0.05, 100),
                     (jnp.asarray(boxes), jnp.asarray(scores)), "torchvision batched_nms", other)
 
 
@@ -165,17 +169,19 @@ def assignment(sizes, rng):
     anchors, truths = np.concatenate(grid_anchors(shapes)), inputs.boxes(100, sizes.image, rng)
     other = None
     if yardsticks.torch():
-        other = yardsticks.waiting(_torch_assignment, yardsticks.tensor(anchors), yardsticks.tensor(truths[:sizes.truths]))
+        given = yardsticks.tensor(anchors), yardsticks.tensor(truths[:sizes.truths])
+        other = yardsticks.waiting(_torch_assignment, *given)
     run = lambda a, t: assign_anchors(a, jnp.ones(len(a), bool), t, jnp.arange(100) < sizes.truths)
     return Operator(f"assignment, {len(anchors)} anchors, {sizes.truths} boxes", run,
                     (jnp.asarray(anchors), jnp.asarray(truths)), "torch, IoU and both maxima", other)
 
 
 def _torch_assignment(anchors, truths):
-    """The dear part of the original's assigner: the matrix of IoUs and its maxima along both axes."""
+    """The expensive part of the original's assigner: the matrix of IoUs and its maxima along both axes."""
     torch = yardsticks.torch()
-    corner = torch.minimum(anchors[None, :, 2:], truths[:, None, 2:]) - torch.maximum(anchors[None, :, :2], truths[:, None, :2])
-    overlap = corner.clamp(min=0).prod(-1)
+    low = torch.maximum(anchors[None, :, :2], truths[:, None, :2])
+    high = torch.minimum(anchors[None, :, 2:], truths[:, None, 2:])
+    overlap = (high - low).clamp(min=0).prod(-1)
     area = lambda b: (b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1])
     iou = overlap / (area(anchors)[None] + area(truths)[:, None] - overlap)
     return iou.max(dim=0), iou.max(dim=1)

@@ -40,8 +40,8 @@ def run_parts(part, batch, config):
     maps = part("backbone", lambda m, x: m.backbone(x), images)
     pyramid = part("FPN", lambda m, x: m.neck(x), maps)
     logits, deltas = part("RPN head", lambda m, x: m.rpn(x), pyramid)
-    boxes, _, valid = part("proposals (top-k, NMS)", lambda m, l, d: batch_proposals(
-        l, d, shapes_of(pyramid), batch["size"], batch["padded"], config.test), logits, deltas)
+    boxes, _, valid = part("proposals (top-k, NMS)", lambda m, o, d: batch_proposals(
+        o, d, shapes_of(pyramid), batch["size"], batch["padded"], config.test), logits, deltas)
     context, _ = part("SFA", lambda m, x: m.sfa(x, batch["padded"]), pyramid[-1])
     levels, rois = [x[0] for x in pyramid[:4]], boxes[0]
     own = part("RoIAlign, stage 0 (own level)", lambda m, x, r: crop_own_level(x, r), levels, rois)
@@ -59,5 +59,5 @@ def run_parts(part, batch, config):
 def _in_chunks(model, crops, own, context):
     """BA on so many RoIs at a time as `detect.regress` does it."""
     prepared = model.ba.prepare()
-    one = lambda inputs: model.ba(inputs[0][:, None], inputs[1][None], context, prepared)[0]
-    return jax.lax.map(one, (jnp.moveaxis(crops, 1, 0), own), batch_size=REGRESSED_AT_ONCE)
+    regress = lambda inputs: model.ba(inputs[0][:, None], inputs[1][None], context, prepared)[0]
+    return jax.lax.map(regress, (jnp.moveaxis(crops, 1, 0), own), batch_size=REGRESSED_AT_ONCE)

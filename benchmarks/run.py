@@ -3,7 +3,7 @@
   python -m benchmarks.run                        # operators, steps, parts and scaling; under 10 minutes on a GPU
   python -m benchmarks.run --what steps --config htd_r50
 
-On a CPU it takes about half an hour; nothing else should run beside. Install torch (and torchvision) for the yardsticks.
+On a CPU it takes about half an hour; run nothing else meanwhile. Install torch (and torchvision) for the yardsticks.
 """
 import argparse
 import sys
@@ -21,9 +21,9 @@ def main():
     given = arguments()
     jax.config.update("jax_enable_compilation_cache", False)  # compile times are measured
     print(table.provenance("python -m benchmarks.run " + " ".join(sys.argv[1:])), flush=True)
-    kind = operators.dtype()
-    peak = timing.peak_flops(kind)
-    print(f"- peak, by the best of some large {jnp.dtype(kind).name} matrix products: {peak / 1e12:.3g} TFLOP/s\n", flush=True)
+    dtype = jnp.dtype(operators.dtype())
+    peak = timing.peak_flops(dtype)
+    print(f"- peak, by the best of some large {dtype.name} matrix products: {peak / 1e12:.3g} TFLOP/s\n", flush=True)
     if "operators" in given.what or "steps" in given.what:
         print(table.markdown(measured(given), peak), flush=True)
     if "parts" in given.what:
@@ -37,7 +37,7 @@ def main():
 
 
 def measured(given):
-    """The rows of the one table; each is also said on stderr as it comes."""
+    """The rows of the one table; each is also printed on stderr when measured."""
     rows = operators.rows() if "operators" in given.what else []
     for case in steps.cases(given.config) if "steps" in given.what else ():
         rows.append(steps.in_process(case))

@@ -34,11 +34,12 @@ class Ranges(NamedTuple):
     image: tuple = (192, 256)
 
 
-def sweeps(ranges=Ranges(), repeats=7):
+def sweeps(ranges=None, repeats=7):
     """All sweeps: the gradient by batch and by ground truth, detection (every proposal regressed) by proposals."""
-    return [sweep("training step by images", "images", ranges.batches, lambda n: gradient(n, 10, ranges.image), repeats),
-            sweep("detection by proposals", "proposals", ranges.proposals, lambda n: detection(n, ranges.image), repeats),
-            sweep("training step by boxes", "boxes an image", ranges.truths, lambda n: gradient(1, n, ranges.image), repeats)]
+    batches, proposals, truths, image = ranges or Ranges()
+    return [sweep("training step by images", "images", batches, lambda n: gradient(n, 10, image), repeats),
+            sweep("detection by proposals", "proposals", proposals, lambda n: detection(n, image), repeats),
+            sweep("training step by boxes", "boxes an image", truths, lambda n: gradient(1, n, image), repeats)]
 
 
 def sweep(what, unit, counts, make, repeats):
@@ -51,7 +52,8 @@ def gradient(batch_size, truths, image):
     """Losses and gradients of a batch."""
     functions, parameters = _detector(_config())
     batch = jax.device_put(inputs.batch(batch_size, image, np.random.default_rng(0), truths, classes=20))
-    return timing.compiled(jax.value_and_grad(functions.loss, has_aux=True), *parameters, batch, jax.random.key(0), flops=0)
+    loss = jax.value_and_grad(functions.loss, has_aux=True)
+    return timing.compiled(loss, *parameters, batch, jax.random.key(0), flops=0)
 
 
 def detection(proposals, image):
@@ -79,7 +81,8 @@ def check(found):
         pairs = list(zip(sweep.counts, sweep.times))
         for (few, before), (many, after) in zip(pairs, pairs[1:]):
             growth = after.low / before.low
-            assert growth <= NOISE * many / few, f"{sweep.what}: {few} to {many} {sweep.unit} cost {growth:.2f} times as much"
+            cost = f"{sweep.what}: {few} to {many} {sweep.unit} cost {growth:.2f} times as much"
+            assert growth <= NOISE * many / few, cost
 
 
 def plot(found, path=PLOT):

@@ -1,4 +1,4 @@
-"""How long `train.py` takes to its first step: with an empty compilation cache, and again with what the first start left.
+"""How long `train.py` takes to its first step: with an empty compilation cache, and again with a filled one.
 
   python -m benchmarks.start                                            # configs/demo.py: needs no data
   python -m benchmarks.start --config configs/htd_r50.py --config.data.train.annotations=A --config.data.train.images=B
@@ -29,7 +29,8 @@ def starts(flags):
     """Seconds from starting train.py with `flags` to its first logged step: without, then with, a filled cache."""
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        return tuple(seconds_to_first_step(flags, folder / workdir, folder / "cache") for workdir in ("first", "second"))
+        workdirs = folder / "first", folder / "second"
+        return tuple(seconds_to_first_step(flags, workdir, folder / "cache") for workdir in workdirs)
 
 
 def seconds_to_first_step(flags, workdir, cache):

@@ -50,10 +50,10 @@ class Case(NamedTuple):
 def cases(names):
     """What is measured on this backend, of the configurations `names`."""
     if jax.default_backend() == "cpu":
-        kinds = ("detect all", 1, 3), ("detect", 1, 3), ("train", 2, 3), ("train many", 2, 3)
+        cells = ("detect all", 1, 3), ("detect", 1, 3), ("train", 2, 3), ("train many", 2, 3)
     else:
-        kinds = ("train", 16, 10), ("detect", 8, 10)
-    return [Case(what, name, batch, repeats=repeats) for name in names for what, batch, repeats in kinds]
+        cells = ("train", 16, 10), ("detect", 8, 10)
+    return [Case(what, name, batch, repeats=repeats) for name in names for what, batch, repeats in cells]
 
 
 def in_process(case):
@@ -76,8 +76,8 @@ def measure(case, config):
     name, yardstick = beside(case, batch)
     measured = timing.times({"ours": call} | ({name: yardstick} if yardstick else {}), case.repeats)
     height, width = case.image
-    return Row(f"{case.name} {case.what.split()[0]}, {case.batch} x {height}x{width}{WORDS[case.what]}", measured["ours"],
-               case.batch, compile_seconds, memory, flops, name, measured.get(name),
+    what = f"{case.name} {case.what.split()[0]}, {case.batch} x {height}x{width}{WORDS[case.what]}"
+    return Row(what, measured["ours"], case.batch, compile_seconds, memory, flops, name, measured.get(name),
                BARS.get((jax.default_backend(), case.what, case.name), ""))
 
 
@@ -95,7 +95,8 @@ def train_step(case, config):
         flops = arithmetic.least(gradient, params, frozen, placed, jax.random.key(0)).flops
     started = jax.jit(lambda *given: init_state(*given, optimizer, config.ema), out_shardings=mesh_lib.replicated(mesh))
     state = started(params, frozen)
-    step, seconds = timing.compile_(step_lib.make_step(functions.loss, optimizer, schedule, mesh, config), state, placed)
+    jitted = step_lib.make_step(functions.loss, optimizer, schedule, mesh, config)
+    step, seconds = timing.compile_(jitted, state, placed)
 
     def call():
         nonlocal state
@@ -103,7 +104,7 @@ def train_step(case, config):
         jax.block_until_ready(logs)
 
     del params, frozen  # the step consumes them
-    reference.weights.cache_clear()  # which else hold a copy of them that no training has
+    reference.weights.cache_clear()  # it holds a copy of them that training does not have
     return call, seconds, flops, batch
 
 
@@ -138,7 +139,7 @@ def beside(case, batch):
 
 
 def forget_peak_memory():
-    """Lets the peak of this process begin anew, where the system can (Linux): compiling has a peak of its own.
+    """Resets the peak of this process, where the system can (Linux): compiling has a peak of its own.
 
     What that has freed goes back to the system first, as far as it is the C library that keeps it.
     """

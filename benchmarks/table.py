@@ -11,13 +11,13 @@ import jax
 from benchmarks import yardsticks
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-COLUMNS = ("what", "seconds", "least .. most", "images/s", "compile s", "peak memory", "GFLOP/s", "of peak", "yardstick",
-           "its seconds", "times the yardstick", "bar")
+COLUMNS = ("what", "seconds", "least .. most", "images/s", "compile s", "peak memory", "GFLOP/s", "of peak",
+           "yardstick", "its seconds", "times the yardstick", "bar")
 
 
 class Row(NamedTuple):
     """One measurement. `times`, `yardstick_times`: `timing.Times`; `yardstick`: its name, '-' where there is none;
-    `images` one call works on (0: not said); `memory` in bytes; `flops` of one call (0: not said); `bar`: what it should reach."""
+    `images` that a call processes (0: unknown); `memory` in bytes; `flops` of one call (0: unknown); `bar`: its aim."""
 
     what: str
     times: tuple
@@ -59,7 +59,8 @@ def provenance(command):
     machine = f"{len(os.sched_getaffinity(0))} CPU cores ({_processor()}), {memory:.0f} GiB"
     if jax.default_backend() != "cpu":
         machine += f", {jax.devices()[0].device_kind}"
-    versions = ", ".join(f"{name} {_version(name)}" for name in ("jax", "jaxlib", "flax", "numpy", "torch", "torchvision"))
+    packages = "jax", "jaxlib", "flax", "numpy", "torch", "torchvision"
+    versions = ", ".join(f"{name} {_version(name)}" for name in packages)
     return "\n".join((f"- commit {_commit()}", f"- {machine}; load {os.getloadavg()[0]:.1f} at the start",
                       f"- Python {platform.python_version()}, {versions}", f"- `{command}`"))
 

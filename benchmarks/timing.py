@@ -32,8 +32,8 @@ class Compiled(NamedTuple):
 def compiled(function, *arguments, flops=None):
     """Compiles `function` (jitted here) for `arguments`.
 
-    `flops`: where they are known; else `arithmetic.least` counts them. Memory is what the compiler sets aside: arguments,
-    results and temporaries.
+    `flops`: where they are known; else `arithmetic.least` counts them. Memory is what the compiler sets aside:
+    arguments, results and temporaries.
     """
     flops = arithmetic.least(function, *arguments).flops if flops is None else flops
     executable, seconds = compile_(jax.jit(function), *arguments)
@@ -52,7 +52,7 @@ def compile_(jitted, *arguments):
 def times(calls, repeats):
     """{name: Times} of `calls`, {name: function}; each is called once to warm up.
 
-    They take turns, so that what else the machine does meets all of them: ratios mean more than seconds. What takes
+    They take turns, so that other load on the machine affects all of them: ratios mean more than seconds. What takes
     less than `BRIEF` is called once more before it is timed: right after a long call that has taken all caches and
     memory, a convolution of .4 s takes .6.
     """

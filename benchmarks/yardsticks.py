@@ -72,8 +72,8 @@ def faster_rcnn(what, batch, classes=81):
             wait()
         return detect
     long = torch().int64
-    targets = [dict(boxes=tensor(b[v]), labels=tensor(l[v], long) + 1)
-               for b, l, v in zip(batch["boxes"], batch["labels"], batch["valid"])]
+    targets = [dict(boxes=tensor(boxes[valid]), labels=tensor(labels[valid], long) + 1)
+               for boxes, labels, valid in zip(batch["boxes"], batch["labels"], batch["valid"])]
     optimizer = torch().optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4)
 
     def train():

@@ -1,4 +1,4 @@
-"""HTD, ResNeXt-101 64x4d with deformable convolutions in layer2..4, multi-scale, 24 epochs, soft-NMS, tested at 1600x800.
+"""HTD, ResNeXt-101 64x4d with deformable convolutions in layer2..4, multi-scale, 24 epochs, soft-NMS, test at 1600x800.
 
 python train.py --config configs/htd_x101_dcn.py --workdir runs/htd_x101_dcn --config.dtype=bfloat16 \
     --config.init_from=resnext101_64x4d.pth

@@ -1,12 +1,12 @@
-"""HTD object detection in JAX. `from htd_jax import Detector` is all that using a trained model takes.
+"""HTD object detection in JAX. `from htd_jax import Detector` is all that a trained model needs.
 
-Names are imported when first asked for, so that tools which need no model start without one.
+Names are imported on first use, so that tools which need no model start without one.
 """
 
 __all__ = ["Detection", "Detector"]
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> type:
     if name in __all__:
         from htd_jax import detector
         return getattr(detector, name)

@@ -1,58 +1,67 @@
 """Checkpoints by Orbax: written in the background, checked when read, the last few and the best by AP kept.
 
-A workdir holds `config.json`, `categories.json` and `checkpoints/STEP/`. What is saved are nested dicts of arrays, always
-restored into a tree of shapes with shardings, so that any number of devices reads what any other has written.
+A workdir holds `config.json`, `categories.json` and `checkpoints/STEP/`: nested dicts of arrays, always restored into a
+tree of shapes with shardings, so that any number of devices reads what any other has written.
 """
+import itertools
 import json
 import logging
+import operator
+import os
 import pathlib
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from flax import traverse_util
 from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as policies
 
 from htd_jax import config as config_lib
-from htd_jax.errors import UserError
+from htd_jax.errors import UserError, one_line
 
 log = logging.getLogger(__name__)
 # Orbax logs every error that it then raises, with a page of traceback, and remarks on every save.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 logging.getLogger("asyncio").addFilter(lambda record: "orbax" not in record.getMessage())
 _SHOWN = 6  # tensors that an error lists
-_RENAMED = {"border": "ba"}  # modules, as runs of earlier versions saved them; `conv1` and `bn1` were not in a `stem`
+# Modules, by their paths in runs of earlier versions and now.
+_RENAMED = {("border",): ("ba",), ("backbone", "conv1"): ("backbone", "stem", "conv1"),
+            ("backbone", "bn1"): ("backbone", "stem", "bn1")}
 
 
 class Checkpoints:
     """The checkpoints of one workdir. A context manager; leaving it waits for what is still being written."""
 
-    def __init__(self, workdir, keep=3):
-        """Args: workdir: pathlib.Path, exists. keep: how many of the last checkpoints stay, beside the best by AP."""
+    def __init__(self, workdir: str | os.PathLike, keep: int = 3):
+        """keep: how many of the last checkpoints stay, beside the best by AP."""
         self._workdir = pathlib.Path(workdir).resolve()
         self._folder = self._workdir / "checkpoints"
-        best = policies.BestN(get_metric_fn=_average_precision, n=1, keep_checkpoints_without_metrics=False)
+        ap = operator.itemgetter("AP")
+        best = policies.BestN(get_metric_fn=ap, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
-            best_fn=_average_precision, cleanup_tmp_directories=True)
+            best_fn=ap, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(self._folder, options=options, item_names=("state",),
                                               item_handlers={"state": ocp.StandardCheckpointHandler()})
 
-    def __enter__(self):
+    def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, kind, error, traceback):
+    def __exit__(self, error_type, error, traceback):
         try:
             self.wait()
         except UserError:
-            if kind is None:  # the first error is the one to tell
+            if error is None:  # the first error is the one to report
                 raise
         finally:
             self._manager.close()
 
-    def save(self, step, state, average_precision=None):
-        """Begins to write `state`; returns once it is copied, so that the step may consume it. Nothing if it is there.
+    def save(self, step: int, state: dict, average_precision: float | None = None) -> None:
+        """Begins to write `state`; returns once it is copied, so that the step may consume it. Skips an existing step.
 
         Raises UserError where the disk is full or cannot be written to: also for the checkpoint before, if that was
         still being written.
@@ -61,23 +70,23 @@ class Checkpoints:
             return
         metrics = None if average_precision is None else {"AP": float(average_precision)}
         tree = dict(state, checksums=_checksums(state))
-        self._guarded(self._manager.save, step, args=ocp.args.Composite(state=ocp.args.StandardSave(tree)), metrics=metrics)
+        args = ocp.args.Composite(state=ocp.args.StandardSave(tree))
+        self._guarded(self._manager.save, step, args=args, metrics=metrics)
 
-    def check(self):
+    def check(self) -> None:
         """Raises as `save` does if what is being written in the background has failed; costs nothing."""
         self._guarded(self._manager.check_for_errors)
 
-    def wait(self):
+    def wait(self) -> None:
         """Waits until everything is on disk; raises as `save` does."""
         self._guarded(self._manager.wait_until_finished)
 
-    def restore(self, abstract):
+    def restore(self, abstract: dict) -> tuple[int, dict] | None:
         """Returns (step, state) of the newest checkpoint that can be read, or None where there is none.
 
-        Args:
-            abstract: the state as jax.ShapeDtypeStructs with shardings.
-        A damaged checkpoint is named, moved aside to `damaged-STEP`, and the one before is used. Raises UserError where
-        a checkpoint is of another model, or all are damaged.
+        `abstract` is the state as jax.ShapeDtypeStructs with shardings. A damaged checkpoint is named, moved aside to
+        `damaged-STEP`, and the one before is used. Raises UserError where a checkpoint is of another model, or all are
+        damaged.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
@@ -94,18 +103,16 @@ class Checkpoints:
     def _read(self, step, abstract):
         folder = self._folder / str(step) / "state"
         stored = _stored(folder)
-        earlier = _is_earlier(stored)
-        wanted = _map_weights(_earlier_names, abstract) if earlier else abstract
-        check_same_tensors(stored, wanted, folder.parent)
-        sums = {key: jax.ShapeDtypeStruct((), jnp.uint32, sharding=_sharding(abstract)) for key in abstract}
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(dict(wanted, checksums=sums)))
-        tree = dict(self._manager.restore(step, args=args).state)
-        sums = tree.pop("checksums")
-        _verify(tree, sums)
-        return _map_weights(_current_names, tree) if earlier else tree
+        renamed = _RENAMED if _is_earlier(stored) else {}
+        wanted = _rename(abstract, {new: old for old, new in renamed.items()})
+        _check_same_tensors(stored, wanted, folder.parent)
+        scalar = jax.ShapeDtypeStruct((), jnp.uint32, sharding=jax.tree.leaves(abstract)[0].sharding)
+        args = ocp.args.StandardRestore(wanted | {"checksums": dict.fromkeys(abstract, scalar)})
+        tree = self._manager.restore(step, args=ocp.args.Composite(state=args)).state
+        return _rename(_verified(tree), renamed)
 
     def _set_aside(self, step, steps, error):
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         if step == steps[-1]:
             raise UserError(f"no checkpoint in {self._folder} can be read ({len(steps)} tried); step {step}: {reason} "
                             "Remove the folder to start from the beginning") from error
@@ -122,13 +129,13 @@ class Checkpoints:
         try:
             write(*args, **kwargs)
         except Exception as error:  # Orbax and TensorStore raise many kinds
-            reason = "the disk is full" if "No space left" in str(error) else " ".join(str(error).split())[:300]
+            reason = "the disk is full" if "No space left" in str(error) else one_line(error, 300)
             kept = max(self._manager.all_steps(), default=None)
-            then = f"; started again, training goes on from step {kept}" if kept is not None else ""
+            then = f"; started again, training resumes from step {kept}" if kept is not None else ""
             raise UserError(f"cannot write a checkpoint to {self._folder}: {reason}{then}") from error
 
 
-def restore_params(path):
+def restore_params(path: str | os.PathLike) -> dict:
     """Reads the weights of a training run, the averaged ones (EMA) where the run has them.
 
     Args:
@@ -139,35 +146,36 @@ def restore_params(path):
     """
     folder = _step_folder(path)
     try:
-        stored = ocp.StandardCheckpointer().metadata(folder / "state").item_metadata.tree
-        trained = "ema" if "ema" in stored else "params"
-        wanted = {key: stored[key] for key in (trained, "frozen")}
-        tree = _read_numpy(folder / "state", wanted | {"checksums": stored["checksums"]})
-        sums = tree.pop("checksums")
-        _verify(tree, sums)
+        stored = _stored(folder / "state")
+        wanted = {key: stored[key] for key in ("ema" if "ema" in stored else "params", "frozen", "checksums")}
+        as_numpy = jax.tree.map(lambda m: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+        args = ocp.args.PyTreeRestore(wanted, as_numpy, partial_restore=True)
+        parts = _verified(ocp.PyTreeCheckpointer().restore(folder / "state", args=args))
     except Exception as error:
-        raise UserError(f"checkpoint {folder} is damaged: {' '.join(str(error).split())[:200]}") from error
-    weights = _merged(_numbered(tree[trained]), _numbered(tree["frozen"]))
-    return _current_names(weights) if _is_earlier(stored) else weights
+        raise UserError(f"checkpoint {folder} is damaged: {one_line(error)}") from error
+    # Keys of digits are indices of NNX lists.
+    flat = {tuple(int(key) if str(key).isdigit() else key for key in path): array
+            for part in parts.values() for path, array in traverse_util.flatten_dict(part).items()}
+    return _rename(traverse_util.unflatten_dict(flat), _RENAMED if _is_earlier(stored) else {})
 
 
-def load_config(path):
-    """Returns the configuration of the run that a workdir or one saved step belongs to; UserError where it has none."""
+def load_config(path: str | os.PathLike) -> ConfigDict:
+    """The configuration of the run that a workdir or one saved step belongs to; UserError where it has none."""
     return config_lib.from_json(_beside(path, "config.json"))
 
 
-def load_categories(path):
-    """Returns [(id, name), ...] in the order of the labels, of the run that a workdir or one saved step belongs to."""
+def load_categories(path: str | os.PathLike) -> list[tuple[int, str]]:
+    """The (id, name) of each label of the run that a workdir or one saved step belongs to."""
     return [tuple(pair) for pair in json.loads(_beside(path, "categories.json"))]
 
 
-def write_about(workdir, config, categories):
+def write_about(workdir: pathlib.Path, config: ConfigDict, categories: Iterable[tuple[int, str]]) -> None:
     """Writes config.json and categories.json: what `load_config` and `load_categories` read."""
     (workdir / "config.json").write_text(config_lib.to_json(config))
-    (workdir / "categories.json").write_text(json.dumps([[c.id, c.name] for c in categories]) + "\n")
+    (workdir / "categories.json").write_text(json.dumps([[*category] for category in categories]) + "\n")
 
 
-def check_same_tensors(stored, wanted, source):
+def _check_same_tensors(stored, wanted, source):
     """Raises UserError that lists the differing tensors unless two trees of arrays (or metadata) have equal shapes."""
     stored, wanted = _shapes(stored), _shapes(wanted)
     stored = {name: shape for name, shape in stored.items() if not name.startswith("checksums.")}
@@ -180,15 +188,12 @@ def check_same_tensors(stored, wanted, source):
                         "Use its own configuration, or another workdir")
 
 
-def _average_precision(metrics):
-    return metrics["AP"]
-
-
 def _stored(folder):
-    tree = ocp.StandardCheckpointer().metadata(folder).item_metadata
-    if tree is None:
+    """The tree of what a checkpoint's files hold: shapes and dtypes."""
+    metadata = ocp.StandardCheckpointer().metadata(folder).item_metadata
+    if metadata is None:
         raise ValueError("its list of tensors is missing")
-    return tree.tree
+    return metadata.tree
 
 
 def _shapes(tree):
@@ -197,32 +202,20 @@ def _shapes(tree):
 
 
 def _is_earlier(stored):
-    """Whether a tree was saved before some of the modules had today's names."""
-    return any(name in stored["params"] for name in _RENAMED)
+    """Whether a state was saved before its modules had today's names."""
+    return "border" in stored["params"]
 
 
-def _map_weights(rename, state):
-    """`state` with `rename` done to each dict of weights by module in it, those of the optimiser included."""
-    is_weights = lambda x: isinstance(x, dict) and "neck" in x
-    return jax.tree.map(lambda x: rename(x) if is_weights(x) else x, state, is_leaf=is_weights)
+def _rename(state, names):
+    """`state` with modules renamed, {old path: new path}, in every dict of weights, also in the optimiser's state."""
+    def renamed(weights):
+        flat = traverse_util.flatten_dict(weights)
+        for old, new in names.items():
+            flat = {new + path[len(old):] if path[:len(old)] == old else path: leaf for path, leaf in flat.items()}
+        return traverse_util.unflatten_dict(flat)
 
-
-def _earlier_names(weights):
-    earlier = {current: old for old, current in _RENAMED.items()}
-    weights = {earlier.get(key, key): value for key, value in weights.items()}
-    backbone = dict(weights["backbone"])
-    return weights | {"backbone": backbone.pop("stem", {}) | backbone}
-
-
-def _current_names(weights):
-    weights = {_RENAMED.get(key, key): value for key, value in weights.items()}
-    backbone = dict(weights["backbone"])
-    stem = {key: backbone.pop(key) for key in ("conv1", "bn1") if key in backbone}
-    return weights | {"backbone": backbone | ({"stem": stem} if stem else {})}
-
-
-def _sharding(abstract):
-    return jax.tree.leaves(abstract)[0].sharding
+    is_weights = lambda x: isinstance(x, dict) and not {"backbone", "neck"}.isdisjoint(x)
+    return jax.tree.map(lambda x: renamed(x) if is_weights(x) else x, state, is_leaf=is_weights) if names else state
 
 
 @jax.jit
@@ -231,19 +224,18 @@ def _checksums(tree):
     def bits(x):
         x = jnp.asarray(x)
         x = x.astype(jnp.uint8) if x.dtype == bool else x
-        return jnp.sum(jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32), dtype=jnp.uint32)
+        words = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
+        return jnp.sum(words.astype(jnp.uint32), dtype=jnp.uint32)
     return {key: sum(map(bits, jax.tree.leaves(part)), jnp.uint32(0)) for key, part in tree.items()}
 
 
-def _verify(tree, sums):
-    for key, value in _checksums(tree).items():
-        if int(value) != int(sums[key]):
+def _verified(tree):
+    """The tree without its checksums; raises ValueError where they do not agree with its bits."""
+    state = {key: part for key, part in tree.items() if key != "checksums"}
+    for key, value in _checksums(state).items():
+        if int(value) != int(tree["checksums"][key]):
             raise ValueError(f"the bits of `{key}` are not those that were saved")
-
-
-def _read_numpy(folder, tree):
-    restore = jax.tree.map(lambda m: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-    return ocp.PyTreeCheckpointer().restore(folder, args=ocp.args.PyTreeRestore(tree, restore, partial_restore=True))
+    return state
 
 
 def _step_folder(path):
@@ -266,23 +258,7 @@ def _beside(path, name):
     raise UserError(f"{name} of the checkpoint {step} is missing; it belongs into {step.parents[1]}")
 
 
-def _numbered(tree):
-    """Keys of digits are indices of NNX lists."""
-    if not isinstance(tree, dict):
-        return tree
-    return {int(key) if str(key).isdigit() else key: _numbered(value) for key, value in tree.items()}
-
-
-def _merged(a, b):
-    if not isinstance(a, dict):
-        return a
-    return {key: _merged(a[key], b[key]) if key in a and key in b else a.get(key, b.get(key)) for key in a.keys() | b.keys()}
-
-
 def _unused(path):
     """`path`, or with the first number added that makes it new."""
-    new, number = path, 0
-    while new.exists():
-        number += 1
-        new = path.with_name(f"{path.name}.{number}")
-    return new
+    numbered = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
+    return next(new for new in itertools.chain([path], numbered) if not new.exists())

@@ -3,6 +3,7 @@ import logging
 import re
 import sys
 import traceback
+from collections.abc import Callable
 
 from absl import flags
 from ml_collections import config_flags
@@ -13,16 +14,19 @@ from htd_jax.errors import UserError
 _HELP = {"-h", "-help", "--help", "--helpshort", "--helpfull"}
 
 
-def define_config():
+_EXAMPLES = dict(checkpoint="runs/r50", workdir="runs/r50", output="exported")
+
+
+def define_config() -> flags.FlagHolder:
     """Defines --config FILE and, with it, --config.KEY=VALUE; returns the holder, whose `.value` is the ConfigDict."""
-    return config_flags.DEFINE_config_file("config", None, "A file of configs/; its keys are set by --config.KEY=VALUE.")
+    return config_flags.DEFINE_config_file("config", None, "A file of configs/; --config.KEY=VALUE sets its keys.")
 
 
-def run(main, doc, config_required=True):
+def run(main: Callable[[list[str]], object], doc: str, config_required: bool = True) -> None:
     """Parses sys.argv, calls `main(positional arguments)` and ends the process with 2 after bad input of any kind.
 
     Args:
-        main: called with the arguments that are no flags, once --config has been read and checked. May raise UserError.
+        main: called once --config has been read and checked. May raise UserError.
         doc: what --help prints before the flags; has an example.
         config_required: whether --config must be given. Where it need not and is not, its value is None.
     """
@@ -37,10 +41,19 @@ def run(main, doc, config_required=True):
         sys.exit(fail(error))
 
 
-def fail(error):
+def fail(error: UserError) -> int:
     """Prints the error as one line on stderr; returns the exit status for it."""
     print("error:", " ".join(str(error).split()), file=sys.stderr)
     return 2
+
+
+def check(arguments: list[str], **required: str | None) -> None:
+    """Raises UserError where there are positional arguments, or a required flag has no value."""
+    if arguments:
+        raise UserError(f"unexpected argument {arguments[0]!r}; keys are set as --config.KEY=VALUE")
+    for name, value in required.items():
+        if not value:
+            raise UserError(f"--{name} is missing; for example --{name} {_EXAMPLES[name]}")
 
 
 def _parse(argv, config_required):
@@ -73,8 +86,8 @@ def _check_override_names(arguments):
 
 
 def _unusable_config(error):
-    words = str(error).split("\n")
+    lines = str(error).split("\n")
     if isinstance(error, OSError):
-        return f"--config cannot be read: {words[-1].strip()}"
+        return f"--config cannot be read: {lines[-1].strip()}"
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"--config cannot be used: {type(error).__name__}: {words[0]} ({frame.filename}, line {frame.lineno})"
+    return f"--config cannot be used: {type(error).__name__}: {lines[0]} ({frame.filename}, line {frame.lineno})"

@@ -1,11 +1,15 @@
 """The configuration: every key with its default, and the check that a configuration is usable.
 
 `default_config()` is HTD-R50 as published; each file of `configs/` changes a few keys of it. What the keys mean is
-said here, beside each, and for users in `docs/training.md`.
+written beside each, and for users in `docs/training.md`.
 """
 import difflib
+import functools
 import json
 import math
+import operator
+from collections.abc import Iterable
+from typing import Any
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
@@ -13,8 +17,8 @@ from ml_collections.config_dict import placeholder
 from htd_jax.errors import UserError
 
 
-def default_config():
-    """Returns the ConfigDict of HTD-R50 on COCO, the published recipe; a placeholder has no value until it is set."""
+def default_config() -> ConfigDict:
+    """HTD-R50 on COCO, the published recipe; a placeholder has no value until it is set."""
     return ConfigDict(dict(
         seed=0,  # of initialisation, shuffling, flips and sampling
         batch_size=16,  # images an update, over all devices
@@ -103,8 +107,8 @@ def _one_of(*values):
     return (lambda v: v in values), "one of " + ", ".join(map(str, values))
 
 
-def _number(low, high=float("inf"), open_low=False):
-    bounds = f'{"above" if open_low else "at least"} {low:g}' + (f" and at most {high:g}" if high < float("inf") else "")
+def _number(low, high=math.inf, open_low=False):
+    bounds = f"{'above' if open_low else 'at least'} {low:g}" + (f" and at most {high:g}" if high < math.inf else "")
     return (lambda v: (low < v if open_low else low <= v) and v <= high and math.isfinite(v)), bounds
 
 
@@ -145,8 +149,8 @@ _RULES = {
 }
 
 
-def flatten(config):
-    """Returns {dotted key: value} of a ConfigDict or nested dict, unset placeholders as None and lists as tuples."""
+def flatten(config: ConfigDict | dict) -> dict[str, Any]:
+    """{dotted key: value}; unset placeholders are None and lists become tuples."""
     flat = {}
     for key, value in config.items():
         if isinstance(value, (dict, ConfigDict)):
@@ -156,39 +160,31 @@ def flatten(config):
     return flat
 
 
-def validate(config):
-    """Raises UserError, one line with key and value, at the first key that is unknown, missing, ill-typed or impossible.
-
-    Returns:
-        config, unchanged.
-    """
-    default = default_config()
-    known, given = flatten(default), flatten(config)
+def validate(config: ConfigDict) -> ConfigDict:
+    """Returns `config`; UserError names a key that is unknown, missing, ill-typed or impossible, and its value."""
+    given = flatten(config)
     for key, value in given.items():
-        _check_known(key, value, default)
-    for key in known:
-        if key not in given:
-            raise UserError(f"config.{key} is missing; start from htd_jax.config.default_config()")
-        if given[key] is not None or known[key] is not None:
-            _check_value(key, given[key], _type(default, key))
-    _check_together(config)
+        _check(key, value)
+    for key in sorted(flatten(_defaults()).keys() - given.keys()):
+        raise UserError(f"config.{key} is missing; start from htd_jax.config.default_config()")
+    for key, divisor in (("batch_size", "accumulate"), ("model.ba_channels", "model.ba_groups")):
+        if given[key] % given[divisor]:
+            raise UserError(f"config.{key} (={given[key]}) must be divisible by config.{divisor} (={given[divisor]})")
     return config
 
 
-def _check_known(key, value, default):
-    known = flatten(default)
+_defaults = functools.cache(default_config)  # only read
+
+
+def _check(key, value):
+    """Raises UserError where a key is unknown or cannot have this value."""
+    known = flatten(_defaults())
     if key not in known:
         raise UserError(f"config.{key} (={value!r}) is no known key{suggestion(key, known)}")
-
-
-def _type(default, key):
+    if value is None and known[key] is None:
+        return
     *parents, last = key.split(".")
-    for parent in parents:
-        default = default[parent]
-    return default.get_type(last)
-
-
-def _check_value(key, value, wanted):
+    wanted = functools.reduce(operator.getitem, parents, _defaults()).get_type(last)
     fits = isinstance(value, wanted) or (wanted is float and isinstance(value, int))
     if not fits or (isinstance(value, bool) and wanted is not bool):
         raise UserError(f"config.{key} is {value!r}; it must be of type {wanted.__name__}")
@@ -197,32 +193,24 @@ def _check_value(key, value, wanted):
         raise UserError(f"config.{key} is {value!r}; it must be {words}")
 
 
-def _check_together(config):
-    for key, value, divisor_key, divisor in (
-            ("batch_size", config.batch_size, "accumulate", config.accumulate),
-            ("model.ba_channels", config.model.ba_channels, "model.ba_groups", config.model.ba_groups)):
-        if value % divisor:
-            raise UserError(f"config.{key} (={value}) must be divisible by config.{divisor_key} (={divisor})")
-
-
-def suggestion(key, known):
-    """Returns '; did you mean config.KEY?' for the nearest of the known keys, or ''."""
+def suggestion(key: str, known: Iterable[str]) -> str:
+    """'; did you mean config.KEY?' for the nearest of the known keys, or ''."""
     close = difflib.get_close_matches(key, known, n=1)
     return f"; did you mean config.{close[0]}?" if close else ""
 
 
-def learning_rate(config):
-    """The rate after warm-up: `lr` exactly where it is set, else base_lr scaled linearly from base_batch to batch_size."""
+def learning_rate(config: ConfigDict) -> float:
+    """The rate after warm-up: `lr` exactly, where set, else base_lr scaled linearly from base_batch to batch_size."""
     return config.lr if config.lr is not None else config.base_lr * config.batch_size / config.base_batch
 
 
-def to_json(config):
-    """Returns the text of config.json: nested objects, tuples as lists, unset keys as null."""
+def to_json(config: ConfigDict) -> str:
+    """The text of config.json: nested objects, tuples as lists, unset keys as null."""
     return json.dumps(config.to_dict(), indent=2) + "\n"
 
 
-def from_json(text):
-    """Returns the configuration that `to_json` wrote; keys that it does not have keep their default.
+def from_json(text: str) -> ConfigDict:
+    """The configuration that `to_json` wrote; keys that it does not have keep their default.
 
     Raises UserError where the text is no JSON object or has a key or value that `validate` refuses.
     """
@@ -234,10 +222,7 @@ def from_json(text):
         raise UserError(f"config.json must be a JSON object of keys, not {type(given).__name__}")
     config = default_config()
     for key, value in flatten(given).items():
-        _check_known(key, value, config)
-        if value is None and flatten(config)[key] is None:
-            continue
-        _check_value(key, value, _type(config, key))
+        _check(key, value)
         config.update_from_flattened_dict({key: value})
     return validate(config)
 

@@ -6,35 +6,38 @@ Examples:
   python -m htd_jax.convert htd_r50.pth htd_r50.safetensors --config configs/htd_r50.py
   python -m htd_jax.convert faster_rcnn.pth resnet50.safetensors --backbone
 
-SRC is a .safetensors or .pth file, a workdir (its latest step), one saved step, or hf:OWNER/NAME. DST ends in .safetensors
-or is the folder of a new workdir. --config says which model a file holds; a workdir says so itself.
+SRC is a .safetensors or .pth file, a workdir (its latest step), one saved step, or hf:OWNER/NAME. DST ends in
+.safetensors or is the folder of a new workdir. --config says which model a file holds; a workdir says so itself.
 """
+import os
 import pathlib
 
+import jax
 from absl import flags
-from flax import nnx
+from ml_collections import ConfigDict
 
 from htd_jax import cli
-from htd_jax.errors import UserError
+from htd_jax.errors import UserError, writing_to
 from htd_jax.weights import files, loading, names
 
 _BACKBONE = flags.DEFINE_bool("backbone", False, "Take the backbone alone, out of whatever detector SRC holds.")
 
 
-def main(arguments):
+def main(arguments: list[str]) -> None:
     """The command line: SRC and DST."""
     if len(arguments) != 2:
-        raise UserError(f"two arguments are needed, SRC and DST; {len(arguments)} given: {' '.join(arguments) or 'none'}")
+        given = f"{len(arguments)} given: {' '.join(arguments) or 'none'}"
+        raise UserError(f"two arguments are needed, SRC and DST; {given}")
     convert(*arguments, config=flags.FLAGS.config, backbone=_BACKBONE.value)
 
 
-def convert(source, target, config=None, backbone=False):
+def convert(source: str | os.PathLike, target: str | os.PathLike, config: ConfigDict | None = None,
+            backbone: bool = False) -> None:
     """Converts weights from anything that `loading.load_tensors` reads.
 
     Args:
-        source: file, workdir, saved step, or hf:OWNER/NAME.
         target: a path ending in `.safetensors`, else the folder of a workdir that does not exist yet.
-        config: ConfigDict of the model; needed for a workdir from a file. Where it is given, nothing may be missing.
+        config: of the model; needed for a workdir from a file. Where it is given, nothing may be missing.
         backbone: leave out all but the backbone.
     Raises UserError where the source cannot be read or does not fit, or the target cannot be written.
     """
@@ -53,11 +56,14 @@ def _write_file(source, target, config, backbone):
         tensors = {name: array for name, array in tensors.items() if name.startswith("backbone.")}
     unknown = [name for name in tensors if names.model_path(name) is None]
     if unknown or not tensors:
-        raise UserError(f"{source} holds {loading.listed(unknown) or 'nothing'} that HTD does not have; --backbone takes "
-                        "the backbone alone")
+        raise UserError(f"{source} holds {loading.listed(unknown) or 'nothing'} that HTD does not have; --backbone "
+                        "takes the backbone alone")
     if config is not None:
-        model = _abstract(config, tensors)
-        loading.load_into(loading.tree_of(model), tensors, source=source, backbone_only=backbone)
+        from htd_jax.models import functional
+        if config.model.num_classes is None:  # of a backbone any number will do: no classifier is looked at
+            config.model.num_classes = loading.num_classes(tensors) or 1
+        shapes = loading.tree_of(functional.functions(config).abstract)
+        loading.load_into(shapes, tensors, source=source, backbone_only=backbone)
     elif not pathlib.Path(source).is_dir():
         print(f"{source}: names are known; that none is missing was not checked: give --config for that")
     everything = loading.complete(tensors)
@@ -68,62 +74,27 @@ def _write_file(source, target, config, backbone):
 def _write_workdir(source, target, config, backbone):
     """Writes one checkpoint, step 0, with config.json and categories.json beside it."""
     from htd_jax import checkpoints  # Orbax: seconds to import
+    from htd_jax.evaluation import restored
+    from htd_jax.models import functional
     if backbone:
         raise UserError("--backbone writes a .safetensors file; a workdir holds a whole detector")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists already; give the name of a new folder")
-    tensors = loading.load_tensors(source)
-    config, categories = _about(source, config, tensors)
-    params, frozen = _filled(config, tensors, source)
-    _make(target)
+    if config is None and not pathlib.Path(source).is_dir():
+        raise UserError(f"{source} does not say which model it holds; give --config, for example configs/htd_r50.py")
+    config = checkpoints.load_config(source) if config is None else config
+    weights = restored.restore(config, source)
+    categories = restored.categories(source, config.model.num_classes)
+    model = functional.functions(config).abstract
+    loading.put(model, weights)
+    params, frozen = functional.split(model, config)
+    with writing_to(f"the workdir {target}"):
+        target.mkdir(parents=True, exist_ok=True)
     with checkpoints.Checkpoints(target) as saved:
         saved.save(0, dict(params=params, frozen=frozen))
     checkpoints.write_about(target, config, categories)
-    print(f"{target}: a workdir with one checkpoint, {len(tensors)} tensors, {config.model.num_classes} classes")
-
-
-def _make(folder):
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be made: {error.strerror}") from error
-
-
-def _about(source, config, tensors):
-    """Returns the configuration and the categories: those of a workdir, or the one given and COCO's."""
-    from htd_jax import checkpoints
-    from htd_jax.data import Category, coco_classes
-    if pathlib.Path(source).is_dir():
-        categories = checkpoints.load_categories(source)
-        config = checkpoints.load_config(source) if config is None else config
-    elif config is None:
-        raise UserError(f"{source} does not say which model it holds; give --config, for example configs/htd_r50.py")
-    else:
-        categories = coco_classes.categories(_set_classes(config, tensors))
-    return config, [Category(*pair) for pair in categories]
-
-
-def _set_classes(config, tensors):
-    """Sets config.model.num_classes from the weights where it is unset; returns it."""
-    if config.model.num_classes is None:
-        config.model.num_classes = loading.num_classes(tensors)
-    return config.model.num_classes
-
-
-def _abstract(config, tensors):
-    """The model of shapes."""
-    from htd_jax.models.htd import build
-    if _set_classes(config, tensors) is None:
-        config.model.num_classes = 1  # a backbone: no tensor of the classifier is looked at
-    return nnx.eval_shape(lambda: build(config.model, nnx.Rngs(0)))
-
-
-def _filled(config, tensors, source):
-    """Returns (params, frozen), pure dicts of the parameters that training would update and of all the rest."""
-    from htd_jax.models import functional
-    model = _abstract(config, tensors)
-    loading.put(model, loading.load_into(loading.tree_of(model), tensors, source=source, backbone_only=False))
-    return functional.split(model, config)
+    count = len(jax.tree.leaves(weights))
+    print(f"{target}: a workdir with one checkpoint, {count} tensors, {config.model.num_classes} classes")
 
 
 if __name__ == "__main__":

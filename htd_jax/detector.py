@@ -1,8 +1,11 @@
 """`Detector`: a trained HTD for use from Python, on files, folders, arrays and PIL images."""
 import dataclasses
 import functools
+import os
 import pathlib
 import runpy
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -32,19 +35,19 @@ class Detector:
     """Detects objects. `Detector.from_checkpoint` makes one.
 
     Attributes:
-      config: the ConfigDict it works by.
-      categories: ((id, name), ...) in the order of the labels; the ids are those of the annotations trained on.
+      config: its configuration.
+      categories: the (id, name) of each label; the ids are those of the annotations trained on.
     """
 
-    def __init__(self, config, state, categories):
-        """Takes what `evaluation.restored.restore` gives. Processes `config.test.batch_size` images at a time."""
+    def __init__(self, config: ConfigDict, state: dict, categories: Iterable[tuple[int, str]]):
+        """Takes the state of `evaluation.restored.restore`. Processes `config.test.batch_size` images at a time."""
         self.config, self.categories = config, tuple(categories)
         unnamed = range(len(self.categories), config.model.num_classes)
         self._names = (*(name for _, name in self.categories), *(f"class {i}" for i in unnamed))
         self._detect = functools.partial(runner.compile_detect(functional.functions(config).detect), (state,))
 
     @classmethod
-    def from_checkpoint(cls, checkpoint, batch_size=None):
+    def from_checkpoint(cls, checkpoint: str | os.PathLike | tuple, batch_size: int | None = None) -> "Detector":
         """Loads a detector.
 
         Args:
@@ -52,9 +55,7 @@ class Detector:
             class names; or (config, checkpoint), where config is a ConfigDict or the path of a file of configs/, and
             checkpoint any of the former, a `.safetensors` or a `.pth` file. A file with 80 classes gets COCO's names.
           batch_size: images processed at a time; that of the configuration (`test.batch_size`) unless given.
-
-        Raises:
-          UserError: nothing is there, or it does not fit the configuration.
+        Raises UserError: nothing is there, or it does not fit the configuration.
         """
         config, source = checkpoint if isinstance(checkpoint, tuple) else (None, checkpoint)
         config = _config(config, source)
@@ -63,20 +64,17 @@ class Detector:
         state = restored.restore(config_lib.validate(config), source)
         return cls(config, state, restored.categories(source, config.model.num_classes))
 
-    def predict(self, x, score=SCORE):
+    def predict(self, x: Any, score: float | int = SCORE) -> list:
         """Detects objects in one image or several.
 
         Args:
           x: an image, or a folder of images (its own files, by name), or a list of images. An image is a path, a PIL
             image, or an array uint8 [H, W, 3] RGB or [H, W] grey. A file's EXIF orientation is applied, so boxes are in
             the pixels that an image viewer shows; a PIL image and an array are taken as they are.
-          score: the lowest score wanted. The model itself puts out nothing below `config.test.score`.
-
+          score: the lowest score wanted. The model itself outputs nothing below `config.test.score`.
         Returns:
           List of `Detection`, best first; for a folder or list, one such list an image, in order.
-
-        Raises:
-          UserError: a file is missing or no image, an array has another dtype or shape, a folder has no image.
+        Raises UserError: a file is missing or no image, an array has another dtype or shape, a folder has no image.
         """
         images = UserImages(x)
         results = [None] * len(images)
@@ -86,9 +84,10 @@ class Detector:
             results[i] = result
         return results[0] if images.single else results
 
-    def stream(self, images, score=SCORE):
+    def stream(self, images: UserImages,
+               score: float | int = SCORE) -> Iterator[tuple[int, list[Detection] | UserError]]:
         """Yields (i, detections) as they are done, images of one shape after another; (i, UserError) where one cannot
-        be read. `images`: a `UserImages`."""
+        be read."""
         if not 0 <= score <= 1:
             raise UserError(f"score (={score}) must be between 0 and 1")
         yield from sorted(images.errors.items())
@@ -116,11 +115,7 @@ def _config(config, source):
         return checkpoints.load_config(source)
     if isinstance(config, ConfigDict):
         return config.copy_and_resolve_references()
-    return _run_config_file(config)
-
-
-def _run_config_file(path):
     try:
-        return runpy.run_path(str(path))["get_config"]()
+        return runpy.run_path(str(config))["get_config"]()
     except Exception as error:  # it is Python and may raise anything
-        raise UserError(f"config file {path} cannot be used: {type(error).__name__}: {error}") from error
+        raise UserError(f"config file {config} cannot be used: {type(error).__name__}: {error}") from error

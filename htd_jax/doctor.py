@@ -1,4 +1,4 @@
-"""Checks this machine and, with --config, a configuration and its data: one line each, ok, warn or fail with what to do.
+"""Checks this machine and, with --config, a configuration and its data: a line each, ok, warn or fail with a remedy.
 
 Examples:
   python -m htd_jax.doctor
@@ -8,20 +8,24 @@ The exit status is 1 where a line says fail.
 """
 import importlib.metadata
 import importlib.util
+import itertools
 import os
 import pathlib
 import platform
 import re
 import shutil
 import sys
+from collections.abc import Callable, Iterator
 
 from absl import flags
+from ml_collections import ConfigDict
 from packaging.requirements import InvalidRequirement, Requirement
 
 from htd_jax import cli
-from htd_jax.errors import UserError
+from htd_jax.errors import UserError, one_line
 
 OK, WARN, FAIL = "ok", "warn", "fail"
+Results = Iterator[tuple[str, str, str]]  # state, what was checked, remark
 
 _REQUIREMENTS = pathlib.Path(__file__).resolve().parents[1] / "requirements.txt"
 _PYTHON = (3, 11), (3, 14)  # from, to but without
@@ -32,37 +36,30 @@ _GIB = 2**30
 _HOST_GIB, _DEVICE_GIB = 8, 8  # of memory, below which HTD-R50 at full size is likely not to train
 
 
-def main(arguments):
+def main(arguments: list[str]) -> None:
     """The command line: prints the lines; ends with 1 where one says fail."""
-    if arguments:
-        raise UserError(f"unexpected argument {arguments[0]!r}")
+    cli.check(arguments)
     results = list(check(flags.FLAGS.config))
     sys.exit(any(state == FAIL for state, _, _ in results))
 
 
-def check(config=None, show=print):
-    """Yields (state, what, remark) of every check, in order, and shows it as a line.
-
-    Args:
-        config: ConfigDict whose data are looked at too, or None.
-        show: called with each line.
-    """
-    checks = [python, requirements, optional, devices, memory]
-    checks += [lambda: data(config, "train"), lambda: data(config, "val"), lambda: start(config)] if config else []
-    for one in checks:
-        for state, what, remark in one():
-            show(f"{state:<5} {what:<24} {remark}")
-            yield state, what, remark
+def check(config: ConfigDict | None = None, show: Callable[[str], object] = print) -> Results:
+    """Yields the result of every check, in order, and shows it as a line. The data of `config` are looked at too."""
+    checks = [python(), requirements(), optional(), devices(), memory()]
+    checks += [data(config, "train"), data(config, "val"), start(config)] if config else []
+    for state, what, remark in itertools.chain(*checks):
+        show(f"{state:<5} {what:<24} {remark}")
+        yield state, what, remark
 
 
-def python():
+def python() -> Results:
     """The interpreter."""
     fits = _PYTHON[0] <= sys.version_info[:2] < _PYTHON[1]
     remark = "" if fits else "; tested with 3.11, 3.12 and 3.13: use one of them"
     yield OK if fits else WARN, "python", platform.python_version() + remark
 
 
-def requirements(path=_REQUIREMENTS):
+def requirements(path: pathlib.Path = _REQUIREMENTS) -> Results:
     """The packages of requirements.txt, and whether their versions are among the tested ones."""
     if not path.is_file():
         yield WARN, "requirements.txt", f"is not at {path}; versions cannot be compared"
@@ -91,14 +88,14 @@ def _installed(wanted):
     return WARN, wanted.name, f"{version}; tested with {wanted.specifier}: pip install -r requirements.txt"
 
 
-def optional():
+def optional() -> Results:
     """Packages that only some uses need."""
     for name, use in _OPTIONAL.items():
-        found = importlib.util.find_spec(name) is not None
-        yield (OK, name, importlib.metadata.version(name)) if found else (OK, name, f"not installed; needed only {use}")
+        installed = importlib.util.find_spec(name) is not None
+        yield OK, name, importlib.metadata.version(name) if installed else f"not installed; needed only {use}"
 
 
-def devices():
+def devices() -> Results:
     """The devices that JAX finds, that one of them computes, and whether one is overlooked."""
     try:
         import jax
@@ -106,19 +103,18 @@ def devices():
         found = jax.devices()
         right = float(jnp.ones((8, 8)).sum()) == 64
     except Exception as error:  # a plugin may raise anything
-        yield FAIL, "devices", f"JAX finds none: {type(error).__name__} {str(error).splitlines()[0] if str(error) else ''}"
+        yield FAIL, "devices", f"JAX finds none: {type(error).__name__} {one_line(error)}"
         return
-    kind = found[0].device_kind
-    named = f"{len(found)} x {kind} ({found[0].platform})"
+    named = f"{len(found)} x {found[0].device_kind} ({found[0].platform})"
     yield (OK, "devices", named) if right else (FAIL, "devices", f"{named}; the sum of 64 ones is not 64")
     if found[0].platform == "cpu" and shutil.which("nvidia-smi"):
-        yield WARN, "accelerator", ("an NVIDIA GPU is here, but JAX does not use it; install its CUDA build: "
+        yield WARN, "accelerator", ("there is an NVIDIA GPU, but JAX does not use it; install its CUDA build: "
                                     "https://docs.jax.dev/en/latest/installation.html")
     elif found[0].platform == "cpu":
         yield WARN, "accelerator", "none; on a CPU only the demo and small images are practical"
 
 
-def memory():
+def memory() -> Results:
     """Memory of the host and of the first device, and room on the disk."""
     host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB
     yield _at_least(host, _HOST_GIB, "host memory", "HTD-R50 at full size may need more")
@@ -126,7 +122,7 @@ def memory():
         import jax
         stats = jax.devices()[0].memory_stats() or {}
     except Exception:
-        stats = {}  # `devices` has said it
+        stats = {}  # `devices` reports it
     if "bytes_limit" in stats:
         yield _at_least(stats["bytes_limit"] / _GIB, _DEVICE_GIB, "device memory",
                         "use a smaller config.data.scale, config.accumulate, or config.remat=True")
@@ -138,7 +134,7 @@ def _at_least(value, limit, what, otherwise):
     return (OK, what, f"{value:.1f} GiB") if value >= limit else (WARN, what, f"{value:.1f} GiB; {otherwise}")
 
 
-def data(config, split):
+def data(config: ConfigDict, split: str) -> Results:
     """One split of a configuration's data: that it opens, its classes, and three images."""
     from htd_jax.data import open_dataset
     what = f"data, {split}"
@@ -154,18 +150,18 @@ def data(config, split):
         yield FAIL, what, f"{error}: pip install -r requirements.txt"
         return
     yield OK, f"images, {split}", "the first, the middle and the last can be read"
-    classes = config.model.num_classes
-    if classes not in (None, len(dataset.categories)):
-        yield FAIL, f"classes, {split}", (f"config.model.num_classes is {classes}, but the annotations have "
-                                          f"{len(dataset.categories)}; leave it unset to take theirs")
+    classes, count = config.model.num_classes, len(dataset.categories)
+    if classes not in (None, count):
+        yield FAIL, f"classes, {split}", (f"config.model.num_classes is {classes}, but the annotations have {count}; "
+                                          "leave it unset to take theirs")
 
 
-def start(config):
+def start(config: ConfigDict) -> Results:
     """That the weights to start from are there, without reading or downloading them."""
     source = config.init_from
     if not source:
-        remark = "is not set: training starts from random weights"
-        yield (OK if config.model.norm == "gn" else WARN), "init_from", remark
+        state = OK if config.model.norm == "gn" else WARN
+        yield state, "init_from", "is not set: training starts from random weights"
     elif source.startswith("hf:"):
         yield OK, "init_from", f"{source} is downloaded when training starts"
     elif pathlib.Path(source).exists():

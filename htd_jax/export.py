@@ -1,45 +1,47 @@
 """Writes a detector as StableHLO that runs without this project, on CPU, CUDA and TPU.
 
-  python -m htd_jax.export --config configs/htd_r50.py --checkpoint runs/r50 --output exported --image 800,1344 --batch 1
+  python -m htd_jax.export --config configs/htd_r50.py --checkpoint runs/r50 --output exported --image 800,1344
 
-The folder gets `detect.stablehlo`, the serialised program with its parameters in it, and `labels.json`: the classes in the
-order of the labels, and what the program takes and gives. In Python, with JAX alone:
+The folder gets `detect.stablehlo`, the serialised program with its parameters in it, and `labels.json`: the classes in
+the order of the labels, and the program's inputs. In Python, with JAX alone:
 
   detect = jax.export.deserialize(open("exported/detect.stablehlo", "rb").read())
   found = detect.call(image, size)      # boxes in the pixels of `image`, scores, labels, valid
 """
 import json
+import os
 import pathlib
 
 import jax
 import jax.export
 import jax.numpy as jnp
 from absl import flags
+from jaxtyping import Array, Int32, UInt8
+from ml_collections import ConfigDict
 
 from htd_jax import aot, cli
-from htd_jax.errors import UserError
+from htd_jax.data.padding import STRIDE, round_up
+from htd_jax.errors import UserError, writing_to
 from htd_jax.evaluation import restored
 from htd_jax.models import functional
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-MULTIPLE = 32  # sides of the images, and of the padding that the detector reckons with
 
 
-def export(config, checkpoint, output, shape, batch_size=1):
+def export(config: ConfigDict, checkpoint: str | os.PathLike, output: str | os.PathLike, shape: tuple[int, ...],
+           batch_size: int = 1) -> None:
     """Writes `detect.stablehlo` and `labels.json` into the folder `output`.
 
     Args:
-      config: ConfigDict of the model; `config.test` says what is put out.
+      config: of the model; `config.test` says what is output.
       checkpoint: any form of `--checkpoint`.
-      output: folder, made where it is not there.
+      output: created where missing.
       shape: (height, width) of the images that the program takes, multiples of 32.
       batch_size: how many of them at a time.
-
-    Raises:
-      UserError: the checkpoint does not fit, the shape is no multiple of 32, the folder cannot be written.
+    Raises UserError: the checkpoint does not fit, the shape is no multiple of 32, the folder cannot be written.
     """
-    if len(shape) != 2 or any(side <= 0 or side % MULTIPLE for side in shape):
-        raise UserError(f"--image (={','.join(map(str, shape))}): must be height and width, multiples of {MULTIPLE}")
+    if len(shape) != 2 or any(side <= 0 or side % STRIDE for side in shape):
+        raise UserError(f"--image (={','.join(map(str, shape))}): must be height and width, multiples of {STRIDE}")
     if batch_size < 1:
         raise UserError(f"--batch (={batch_size}): must be at least 1")
     state = restored.restore(config, checkpoint)
@@ -48,35 +50,26 @@ def export(config, checkpoint, output, shape, batch_size=1):
     run = jax.jit(lambda image, size: detect((state,), batch_of(image, size)))
     inputs = jax.ShapeDtypeStruct((batch_size, *shape, 3), jnp.uint8), jax.ShapeDtypeStruct((batch_size, 2), jnp.int32)
     program = jax.export.export(run, platforms=PLATFORMS)(*inputs)
-    about = dict(image=dict(shape=inputs[0].shape, dtype="uint8", colours="RGB", placed="top left, the rest is not looked at"),
-                 size=dict(shape=inputs[1].shape, dtype="int32", order="height, width of each picture in its array"),
+    placed = "top left, the rest is ignored"
+    about = dict(image=dict(shape=inputs[0].shape, dtype="uint8", colours="RGB", placed=placed),
+                 size=dict(shape=inputs[1].shape, dtype="int32", order="height, width of each image in its array"),
                  scale=list(config.test.scale), platforms=PLATFORMS,
                  labels=[dict(label=label, id=id_, name=name) for label, (id_, name) in enumerate(categories)])
-    _write(pathlib.Path(output), program.serialize(), about)
-
-
-def batch_of(image, size):
-    """What `detect` takes, of images uint8 `[B, H, W, 3]` that hold pictures of `size [B, 2]` at the top left."""
-    padded = -(-size // MULTIPLE) * MULTIPLE
-    return dict(image=image, size=size, padded=padded, scale=jnp.ones(size.shape, jnp.float32))
-
-
-def _write(folder, program, about):
-    try:
+    folder = pathlib.Path(output)
+    with writing_to(f"--output {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "detect.stablehlo").write_bytes(program)
+        (folder / "detect.stablehlo").write_bytes(program.serialize())
         (folder / "labels.json").write_text(json.dumps(about, indent=1) + "\n")
-    except OSError as error:
-        raise UserError(f"--output {folder}: cannot be written: {error.strerror}") from error
 
 
-def main(arguments):
+def batch_of(image: UInt8[Array, "B H W 3"], size: Int32[Array, "B 2"]) -> dict[str, Array]:
+    """The batch that `detect` takes, of arrays that hold an image of `size` at their top left."""
+    return dict(image=image, size=size, padded=round_up(size), scale=jnp.ones(size.shape, jnp.float32))
+
+
+def main(arguments: list[str]) -> None:
     args = flags.FLAGS
-    if arguments:
-        raise UserError(f"unexpected argument {arguments[0]!r}; keys are set as --config.KEY=VALUE")
-    for name in ("checkpoint", "output"):
-        if not args[name].value:
-            raise UserError(f"--{name} is missing; for example --{name} {dict(checkpoint='runs/r50', output='exported')[name]}")
+    cli.check(arguments, checkpoint=args.checkpoint, output=args.output)
     if not all(side.isdigit() for side in args.image):
         raise UserError(f"--image (={','.join(args.image)}): must be two numbers, as in 800,1344")
     shape = tuple(map(int, args.image)) or aot.largest_bucket(args.config, "detect")

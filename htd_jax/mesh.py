@@ -1,15 +1,17 @@
 """Devices: one mesh over all devices of all processes, the batch split over it and everything else on each."""
 import functools
 import os
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from htd_jax.errors import UserError
 
 
-def start_processes():
+def start_processes() -> None:
     """Joins the processes of one run, as the launcher (TPU slice, Slurm, Kubernetes, MPI) describes them to JAX.
 
     Where no launcher does, the environment gives JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and
@@ -20,27 +22,27 @@ def start_processes():
     try:
         jax.distributed.initialize(**numbers)
     except (ValueError, RuntimeError) as error:
-        raise UserError(f"config.distributed is set, but the processes cannot be joined: {error} Start under a launcher "
-                        "that JAX knows, or set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID") from error
+        raise UserError(f"config.distributed is set, but the processes cannot be joined: {error} Start by a launcher "
+                        "known to JAX, or set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID") from error
 
 
-def make_mesh(devices=None):
-    """Returns the one-axis mesh 'data' over `devices` (all of all processes where not given)."""
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The one-axis mesh 'data' over `devices` (all of all processes where not given)."""
     count = jax.device_count() if devices is None else len(devices)
     return jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 
-def replicated(mesh):
+def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding of parameters and logs: a copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def split(mesh):
+def split(mesh: Mesh) -> NamedSharding:
     """The sharding of batches: rows split over the devices."""
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
-def under(mesh, function):
+def under(mesh: Mesh, function: Callable) -> Callable:
     """`function`, traced under `mesh`: operators with kernels of their own split them over its devices."""
     @functools.wraps(function)
     def traced(*arguments):
@@ -50,26 +52,26 @@ def under(mesh, function):
     return traced
 
 
-def check_batch_size(size, accumulate, mesh):
+def check_batch_size(size: int, accumulate: int, mesh: Mesh) -> None:
     """Raises UserError unless each of the `accumulate` micro-batches splits evenly over the devices."""
     if size % (mesh.size * accumulate):
         micro = f" in {accumulate} micro-batches" if accumulate > 1 else ""
         raise UserError(f"config.batch_size (={size}) must be divisible by the number of devices (={mesh.size}){micro}")
 
 
-def replicate(tree, mesh):
+def replicate(tree: Any, mesh: Mesh) -> Any:
     """Puts a tree of arrays, the same in every process, on every device."""
     sharding = replicated(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
 
 
-def put_local_rows(batch, mesh):
-    """Joins each process's rows of a batch (dict of numpy arrays) to global arrays, split over the devices."""
+def put_local_rows(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Joins each process's rows of a batch to global arrays, split over the devices."""
     sharding = split(mesh)
     return {key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()}
 
 
-def local_copies(tree, mesh):
+def local_copies(tree: Any, mesh: Mesh) -> Any:
     """Arrays that every device of all processes has a copy of -> the copies of this process's devices."""
     sharding = NamedSharding(mesh.local_mesh, PartitionSpec())
     return jax.tree.map(lambda x: jax.make_array_from_single_device_arrays(

@@ -20,6 +20,7 @@ from PIL import Image, ImageOps
 from tensorflow_datasets.core import dataset_info, example_serializer, file_adapters, naming, splits as splits_lib
 from tqdm import tqdm
 
+from htd_jax import cli
 from htd_jax.data import coco, images
 from htd_jax.data.tfds import TfdsDataset
 from htd_jax.errors import UserError
@@ -35,19 +36,13 @@ VERSION = "1.1.0"  # of the stock builder whose features these are
 SHARD_BYTES = 256 * 2**20
 
 
-def prepare(source, data_dir, shard_bytes=SHARD_BYTES):
-    """Writes the set; shards that an earlier, interrupted run completed are kept.
+def prepare(source: str | os.PathLike, data_dir: str | os.PathLike, shard_bytes: int = SHARD_BYTES) -> pathlib.Path:
+    """Writes the set and returns its directory; shards that an earlier, interrupted run completed are kept.
 
     Args:
       source: folder with `annotations` and the image folders.
-      data_dir: TFDS data dir.
       shard_bytes: size of image files that share a shard.
-
-    Returns:
-      The set's directory.
-
-    Raises:
-      UserError: bad annotations or images, or the directory holds a set of other annotations.
+    Raises UserError: bad annotations or images, or the directory holds a set of other annotations.
     """
     source, directory = pathlib.Path(source), pathlib.Path(data_dir).expanduser() / "coco" / "2017" / VERSION
     found = {split: (source / "annotations" / file, source / folder)
@@ -75,21 +70,22 @@ def _write_split(directory, split, annotations, folder, categories, shard_bytes)
     for annotation in file.annotations or []:
         by_image.setdefault(annotation.image_id, []).append(annotation)
     shards = _shards(file.images, folder, shard_bytes)
-    _check_same_source(directory / f"prepare-{split}.json", annotations, [len(shard) for shard in shards])
+    lengths = [len(shard) for shard in shards]
+    _check_same_source(directory / f"prepare-{split}.json", annotations, lengths)
     template = naming.ShardedFileTemplate(
         data_dir=directory, dataset_name="coco", split=split, filetype_suffix="array_record")
     label_of = {category.id: label for label, category in enumerate(categories)}
-    serialise = _serialiser(_features(categories))
+    features = _features(categories)
+    serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
+    serialise = lambda example: serializer.serialize_example(features.encode_example(example))
     with tqdm(total=len(file.images), desc=f"writing {split}", unit=" images", disable=None) as progress:
         for number, shard in enumerate(shards):
             path = pathlib.Path(template.sharded_filepath(shard_index=number, num_shards=len(shards)))
             if not path.exists():
                 examples = (_example(image, by_image.get(image.id, []), folder, label_of) for image in shard)
-                _write_shard(path, map(serialise, examples), progress)
-            else:
-                progress.update(len(shard))
+                _write_shard(path, map(serialise, examples))
+            progress.update(len(shard))
     size = sum(os.path.getsize(path) for path in template.sharded_filepaths(len(shards)))
-    lengths = [len(shard) for shard in shards]
     return splits_lib.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size, filename_template=template)
 
 
@@ -102,45 +98,36 @@ def _shards(listed, folder, shard_bytes):
 
 
 def _check_same_source(path, annotations, shard_lengths):
-    """Shards of one set must be of one source: notes it, or compares it with the note of an earlier run."""
+    """Shards of one set must be of one source: records it, or compares it with the record of an earlier run."""
     digest = hashlib.sha256(pathlib.Path(annotations).read_bytes()).hexdigest()
-    note = dict(annotations_sha256=digest, shard_lengths=shard_lengths)
+    record = dict(annotations_sha256=digest, shard_lengths=shard_lengths)
     if not path.exists():
-        path.write_text(json.dumps(note))
-    elif json.loads(path.read_text()) != note:
+        path.write_text(json.dumps(record))
+    elif json.loads(path.read_text()) != record:
         raise UserError(f"{path.parent} was begun with other annotations or images than {annotations}: "
                         "remove it, or give another --tfds")
 
 
-def _write_shard(path, records, progress):
+def _write_shard(path, records):
     """Under another name until it is whole, so that an interrupted one is never taken for a shard."""
     partial = path.with_name(f"partial.{path.name}")
-
-    def counted():
-        for number, record in enumerate(records):
-            yield number, record
-            progress.update()
-
-    file_adapters.ArrayRecordFileAdapter.write_examples(partial, counted())
+    file_adapters.ArrayRecordFileAdapter.write_examples(partial, enumerate(records))
     os.replace(partial, path)
 
 
 def _example(image, annotations, folder, label_of):
-    """One example of the stock features. What training ignores (`ignore`) becomes a crowd, which has the same effect."""
+    """One example of the stock features. What training ignores (`ignore`) becomes a crowd, to the same effect."""
     return {
         "image": io.BytesIO(_encoded(folder / image.file_name, (image.height, image.width))),
         "image/filename": image.file_name,
         "image/id": image.id,
-        "objects": [
-            {
-                "id": a.id or 0,
-                "area": int(a.bbox[2] * a.bbox[3] if a.area is None else a.area),
-                "bbox": _normalised(a.bbox, image),
-                "label": label_of[a.category_id],
-                "is_crowd": bool(a.iscrowd or a.ignore),
-            }
-            for a in annotations
-        ],
+        "objects": [{
+            "id": a.id or 0,
+            "area": int(a.bbox[2] * a.bbox[3] if a.area is None else a.area),
+            "bbox": _normalised(a.bbox, image),
+            "label": label_of[a.category_id],
+            "is_crowd": bool(a.iscrowd or a.ignore),
+        } for a in annotations],
     }
 
 
@@ -153,7 +140,7 @@ def _normalised(bbox, image):
 
 
 def _encoded(path, size):
-    """The file's bytes; encoded anew only if pixels are stored turned from how they were annotated (readers ignore EXIF)."""
+    """The file's bytes; encoded again only if the pixels lie otherwise than annotated, as TFDS readers ignore EXIF."""
     data = path.read_bytes()
     images.check_complete(data, path)
     try:
@@ -182,12 +169,6 @@ def _features(categories):
     })
 
 
-def _serialiser(features):
-    """Example (dict) -> bytes of a tf.Example."""
-    serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
-    return lambda example: serializer.serialize_example(features.encode_example(example))
-
-
 def _write_metadata(directory, infos, categories):
     identity = dataset_info.DatasetIdentity(
         name="coco", config_name="2017", version=VERSION, data_dir=os.fspath(directory), module_name="")
@@ -201,18 +182,17 @@ def _write_metadata(directory, infos, categories):
     info.write_to_directory(directory)
 
 
-def main(arguments=None):
+def main(arguments: list[str] | None = None) -> None:
     """The command; bad input is one line on stderr and status 2."""
     parser = argparse.ArgumentParser(
         "python -m htd_jax.prepare", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--coco", required=True, help="folder of COCO: annotations/ beside train2017/, val2017/, test2017/")
+    parser.add_argument("--coco", required=True, help="folder with annotations/, train2017/, val2017/, test2017/")
     parser.add_argument("--tfds", required=True, help="TFDS data dir, to write coco/2017 into")
     given = parser.parse_args(arguments)
     try:
         print(f"prepared {prepare(given.coco, given.tfds)}")
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(cli.fail(error))
 
 
 if __name__ == "__main__":

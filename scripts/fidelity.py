@@ -73,7 +73,8 @@ def measure(part):
     import jax
     start = time.monotonic()
     figures = PARTS[part](part.partition("/")[2])
-    rows = [(f.name, f.value, f.bound if math.isfinite(f.bound) else None, f.least) for f in figures]  # JSON has no infinity
+    finite = lambda bound: bound if math.isfinite(bound) else None  # JSON has no infinity
+    rows = [(f.name, f.value, finite(f.bound), f.least) for f in figures]
     record = dict(figures=rows, seconds=round(time.monotonic() - start), commit=commit(),
                   machine=machine(), versions=f"JAX {jax.__version__}, Python {sys.version.split()[0]}")
     records = json.loads(RECORDS.read_text()) if RECORDS.is_file() else {}
@@ -82,7 +83,9 @@ def measure(part):
 
 def commit():
     """The commit measured, with a + where htd_jax differs from it."""
-    git = lambda *arguments: subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    def git(*arguments):
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
     return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "htd_jax", "configs") else "")
 
 
@@ -96,15 +99,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"any of {', '.join(PARTS)}; all where none is named")
     parser.add_argument("--write", action="store_true", help="write the document alone")
-    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if unknown := [part for part in arguments.parts if part not in PARTS]:
         parser.error(f"no part is called {unknown[0]!r}; the parts are {', '.join(PARTS)}")
-    if arguments.here:
+    if arguments.measure:
         return measure(arguments.parts[0])
     for part in [] if arguments.write else arguments.parts or PARTS:
         print(f"measuring {part}", flush=True)
-        subprocess.run([sys.executable, __file__, "--here", part], cwd=ROOT, check=True)
+        subprocess.run([sys.executable, __file__, "--measure", part], cwd=ROOT, check=True)
     import fidelity_document
     records = json.loads(RECORDS.read_text())
     ordered = {part: records[part] for part in PARTS if part in records}

@@ -4,10 +4,12 @@ INTRODUCTION = """\
 # Fidelity
 
 How far this project's figures are from those of the published PyTorch implementation, for the same weights and inputs.
-The original's were computed in float32 on a CPU with mmcv 1.7.2's compiled operators (torch 2.13); every weight is drawn
+The original's were computed in float32 on a CPU with mmcv 1.7.2's compiled operators (torch 2.13); every weight is \
+drawn
 from its checkpoint name, so that a wrongly translated tensor shows as a wrong figure.
 
-This page is written by `python scripts/fidelity.py`; nothing in it is typed by hand but the explanations. The bounds are
+This page is written by `python scripts/fidelity.py`; nothing in it is typed by hand but the explanations. The \
+bounds are
 those that the tests hold (`tests/test_golden_*.py`); a figure beyond its bound would stand here in bold.
 """
 
@@ -23,7 +25,8 @@ separates classes by adding large numbers to float32 boxes.*
 Two images of different size, `sampling = first`, from the original's proposals. Losses: relative error (the accuracies
 `acc`: difference in percent). Gradients: the largest relative error over all trained parameters of the norm, and the
 norm of the difference as estimated from the entries that the figures hold. *Noise floor: losses 5e-7, gradients 2e-4.*
-The largest are those of BA's attention, differences between levels that nearly cancel: weights 1e-6 off move their norms
+The largest are those of BA's attention, differences between levels that nearly cancel: weights 1e-6 off move their \
+norms
 by 1e-3 to 2e-3 for R101-DCN. Frozen parameters have no
 gradient, and those of PGraph's layers for levels that no RoI is on are exactly zero where the original has none. Left
 out is the one parameter whose gradient is zero in theory, `roi_head.bbox_roi_extractor.1.conv2.bias`. That the targets
@@ -40,7 +43,8 @@ COCO's photographs at 1333x800 through `eval.py --checkpoint FILE.pth`, from JPE
 With random weights many scores are nearly tied: *98 % is what the original's figures ask for.*
 """),
     "moved": ("What moves detections on purpose", """\
-The four photographs of `coco_r50` again, with one key changed, against the original's detections. `bucket` padding leaves
+The four photographs of `coco_r50` again, with one key changed, against the original's detections. `bucket` padding \
+leaves
 few static shapes to compile. What lies beyond the original's own padding is set to zero before every convolution, and
 left out of anchors, pooling and RoIs, so that the original's figures remain (`tests/test_model_edges.py`).
 bfloat16 is how accelerators train and is not the original's arithmetic:
@@ -54,16 +58,20 @@ DIFFERENCES = """\
 | | the original | here |
 |---|---|---|
 | images a device in training | at most two | any number |
-| exactly one RoI; one or no positive in a batch; no proposal | crashes | finite losses and gradients (`tests/test_model_edges.py`) |
-| normalisation of losses | on each device over its own two images | over the whole batch: one device and many give the same figures |
+| exactly one RoI; one or no positive in a batch; no proposal | crashes | finite losses and gradients \
+(`tests/test_model_edges.py`) |
+| normalisation of losses | on each device over its own two images | over the whole batch: one device and many give \
+the same figures |
 | NMS for each class and level | boxes are moved apart by adding large numbers, which rounds their IoU | exact |
 | BA at test time | regresses all RoIs | those with a score that can be output; the detections are the same |
 | RoIs pooled on P2, PGraph's two layers | twice | once (W(x + g) = W x + W g); the same but for rounding |
 | images and levels | loops in Python | one compiled program |
 | EXIF orientation | always applied when decoding | the orientation whose width and height the annotation states |
-| padding | the next multiple of 32 | the same under `data.pad_to = exact`; few static shapes under `bucket`, the default, with the same figures |
+| padding | the next multiple of 32 | the same under `data.pad_to = exact`; few static shapes under `bucket`, the \
+default, with the same figures |
 | scale in multi-scale training | drawn for each image | drawn for each batch |
-| the shipped `htd_r101` configuration | trains multi-scale by mistake, as its author confirmed | one scale; multi-scale is `htd_r101_ms` |
+| the shipped `htd_r101` configuration | trains multi-scale by mistake, as its author confirmed | one scale; \
+multi-scale is `htd_r101_ms` |
 """
 
 
@@ -100,15 +108,16 @@ def cell(values):
 
 def bounds(cells):
     """The bound, or each column's where they differ."""
-    shown = [(f"at least {100 * bound:g} %" if least else f"{bound:.1e}") if bound else "none" for _, bound, least in cells.values()]
+    shown = ["none" if not bound else f"at least {100 * bound:g} %" if least else f"{bound:.1e}"
+             for _, bound, least in cells.values()]
     return shown[0] if len(set(shown)) == 1 else ", ".join(shown)
 
 
 def how(records, missing):
     """A row for each part: what it was measured on; and what was not."""
-    lines = ["## How it was measured", "", "Commit: that of the code measured; a + says that files of `htd_jax` or `configs` "
-             "were changed but not committed.", "", "| `python scripts/fidelity.py` | commit | machine | versions | minutes |",
-             "|---|---|---|---|---|"]
+    lines = ["## How it was measured", "", "Commit: that of the code measured; a + says that files of `htd_jax` or "
+             "`configs` were changed but not committed.", "",
+             "| `python scripts/fidelity.py` | commit | machine | versions | minutes |", "|---|---|---|---|---|"]
     lines += [f"| `{part}` | {r['commit']} | {r['machine']} | {r['versions']} | {r['seconds'] / 60:.1f} |"
               for part, r in records.items()]
     lines += ["", f"Not measured: {', '.join(f'`{part}`' for part in missing)}."] if missing else []

@@ -1,4 +1,4 @@
-"""A tiny COCO-format data set of coloured rectangles, written by the tests themselves."""
+"""A tiny COCO-format dataset of coloured rectangles, written by the tests themselves."""
 import json
 
 import cv2
@@ -23,7 +23,8 @@ def write(folder, count=20, seed=0, sizes=SIZES):
             x, y = rng.uniform(0, (width - 50, height - 50)).round(2)
             w, h = rng.uniform(20, 45, 2).round(2)
             category = int(rng.integers(len(CATEGORIES)))
-            cv2.rectangle(pixels, (int(x), int(y)), (int(x + w), int(y + h)), [(c == category) * 255 for c in (2, 1, 0)], -1)
+            colour = [(c == category) * 255 for c in (2, 1, 0)]
+            cv2.rectangle(pixels, (int(x), int(y)), (int(x + w), int(y + h)), colour, -1)
             annotations.append(dict(
                 id=1000 + len(annotations), image_id=100 + i, category_id=CATEGORIES[category]["id"],
                 bbox=[x, y, w, h], area=w * h, iscrowd=int(k == i % 4 - 1 and i % 5 == 0),

@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import stand_in
 import tiny
 
-from benchmarks import arithmetic, inputs, layers, operators, parts, scaling, start, steps, table, timing
+from benchmarks import arithmetic, inputs, layers, models, operators, parts, scaling, start, steps, table, timing
+from htd_jax.models import functional
 from htd_jax.ops.roi_align import roi_align
 
 IMAGE = (64, 96)
@@ -53,10 +55,23 @@ def test_operators():
     assert len({line.count("|") for line in text}) == 1 and len(text) == 10
 
 
-@pytest.mark.parametrize("what", ["train", "detect", "detect all"])
-def test_steps(what):
-    row = steps.measure(steps.Case(what, "tiny", 2, IMAGE, repeats=1), config())
+def measure_step(what, image):
+    row = steps.measure(steps.Case(what, "tiny", 2, image, repeats=1), config())
     assert row.images == 2 and row.memory > 0 and row.flops > 0 and math.isfinite(row.times.median)
+
+
+@pytest.mark.parametrize("what", ["train", "detect", "detect all"])
+def test_steps(what, monkeypatch):
+    """With functions that compile at once in the place of the detector's."""
+    monkeypatch.setattr(functional, "functions", stand_in.functions)
+    monkeypatch.setattr(models, "score_passed_by", lambda count, *_: 0.1 * count)  # of the real detector's proposals
+    measure_step(what, (64, 64))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["train", "detect", "detect all"])
+def test_steps_of_the_detector(what):
+    measure_step(what, IMAGE)
 
 
 @pytest.mark.slow
@@ -83,27 +98,30 @@ def test_scaling_refuses_what_is_worse_than_linear():
 
 def test_layers_are_those_of_the_forward_pass():
     found, small = layers.layers("train", config(), 2, IMAGE), config()
-    assert [one.kind for one in found[:layers.frozen_layers(small)]] == ["convolution"] * layers.frozen_layers(small)
-    assert found[0].shapes[0] == (2, *IMAGE, 3) and {one.kind for one in found} == {"convolution", "product"}
+    frozen = layers.frozen_layers(small)
+    assert [layer.operation for layer in found[:frozen]] == ["convolution"] * frozen
+    assert found[0].shapes[0] == (2, *IMAGE, 3) and {layer.operation for layer in found} == {"convolution", "product"}
     small.model.update(depth=50, frozen_stages=1)
     assert layers.frozen_layers(small) == 11
 
 
 def test_layers_in_torch_give_what_ours_give():
     torch = pytest.importorskip("torch")
-    one = layers.Layer("product", ((2, 5, 3), (4, 3, 2)), (((2,), (1,)), ((0,), (2,))))
-    compute, shapes = layers._product(torch, one)
+    layer = layers.Layer("product", ((2, 5, 3), (4, 3, 2)), (((2,), (1,)), ((0,), (2,))))
+    compute, shapes = layers._product(torch, layer)
     a, b = (np.random.default_rng(k).normal(size=shape).astype(np.float32) for k, shape in enumerate(shapes))
-    np.testing.assert_allclose(compute(*map(torch.from_numpy, (a, b))), jax.lax.dot_general(a, b, one.more), atol=1e-5)
-    one = layers.Layer("convolution", ((1, 8, 9, 4), (3, 3, 2, 6)), ((2, 2), ((1, 1), (1, 1)), (1, 1), 2))
-    compute, shapes = layers._convolution(torch, one)
+    ours = jax.lax.dot_general(a, b, layer.more)
+    np.testing.assert_allclose(compute(*map(torch.from_numpy, (a, b))), ours, atol=1e-5)
+    layer = layers.Layer("convolution", ((1, 8, 9, 4), (3, 3, 2, 6)), ((2, 2), ((1, 1), (1, 1)), (1, 1), 2))
+    compute, shapes = layers._convolution(torch, layer)
     assert compute(*map(torch.zeros, shapes)).shape == (1, 6, 4, 5)
-    assert layers.seconds([one] * 3, forward_only=1, repeats=1) > 0
+    assert layers.seconds([layer] * 3, forward_only=1, repeats=1) > 0
 
 
 FAKE_TRAINING = """
 import os, pathlib, sys, time
-workdir, cache = pathlib.Path(sys.argv[sys.argv.index("--workdir") + 1]), pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+workdir = pathlib.Path(sys.argv[sys.argv.index("--workdir") + 1])
+cache = pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
 if "--fail" in sys.argv:
     sys.exit(3)
 time.sleep(0 if cache.exists() else 0.5)

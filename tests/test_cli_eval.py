@@ -46,7 +46,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A data set of 20 images and 3 classes, weights for it, and a configuration."""
+    """A dataset of 20 images and 3 classes, weights for it, and a configuration."""
     path = tmp_path_factory.mktemp("cli")
     synthetic_coco.write(path)
     (path / "small.py").write_text(CONFIG)
@@ -64,7 +64,8 @@ def call(program, folder, *arguments, stand_in=("-c", STAND_IN)):
                folder / "w.safetensors", f"--config.data.val.annotations={folder / 'annotations.json'}",
                f"--config.data.val.images={folder / 'images'}", *arguments]
     environment = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "PATH": ""}
-    return subprocess.run([str(c) for c in command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run([str(c) for c in command], cwd=ROOT, env=environment, capture_output=True, text=True,
+                          timeout=120)
 
 
 def test_eval_scores_every_image_and_leaves_its_files(folder, tmp_path):
@@ -88,8 +89,8 @@ def test_predict_draws_what_it_can_and_names_what_it_cannot(folder, tmp_path):
     for i, size in enumerate([(80, 40), (400, 300)]):
         Image.new("RGB", size, (60, 60, 60)).save(tmp_path / "photos" / f"{i}.png")
     (tmp_path / "photos" / "broken.jpg").write_text("no image")
-    done = call("predict.py", folder, tmp_path / "photos", folder / "images" / "000100.jpg", tmp_path / "photos" / "1.png",
-                "--output", tmp_path / "out", "--score", ".2")
+    done = call("predict.py", folder, tmp_path / "photos", folder / "images" / "000100.jpg",
+                tmp_path / "photos" / "1.png", "--output", tmp_path / "out", "--score", ".2")
     assert done.returncode == 2
     lines = sorted(done.stdout.splitlines())
     assert len(lines) == 4 and lines[-1].endswith("photos/1.png: 1 class 1")

@@ -51,8 +51,9 @@ def test_rate_follows_the_batch_unless_set():
 
 
 @pytest.mark.parametrize("key, value", [
-    ("batch_size", 0), ("dtype", "float16"), ("sampling", "last"), ("data.scale", (800, 1333)), ("data.scale", (1.5, 1.)),
-    ("data.short_range", (1400, 400)), ("data.flip", 1.5), ("model.depth", 77), ("test.tta_scales", (1333, 800)),
+    ("batch_size", 0), ("dtype", "float16"), ("sampling", "last"), ("data.scale", (800, 1333)),
+    ("data.scale", (1.5, 1.)), ("data.short_range", (1400, 400)), ("data.flip", 1.5), ("model.depth", 77),
+    ("test.tta_scales", (1333, 800)),
     ("milestones", (11, 8)), ("lr", 0.0), ("ema", 1.0), ("seed", -1), ("total_steps", 0),
     ("momentum", float("nan")), ("lr", float("inf"))])
 def test_impossible_value_names_key_and_value(key, value):

@@ -101,7 +101,8 @@ def test_incomplete_file_is_found_with_a_config(original, tmp_path, capsys):
 def test_bad_targets(original, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    for target, word in (("out.pth", "safetensors.torch.load_file"), ("full", "exists already"), ("full/file", "exists already")):
+    exists = "exists already"
+    for target, word in (("out.pth", "safetensors.torch.load_file"), ("full", exists), ("full/file", exists)):
         with pytest.raises(UserError, match=word):
             convert(original[0], tmp_path / target, config())
     with pytest.raises(UserError, match="does not say which model it holds; give --config"):
@@ -111,8 +112,8 @@ def test_bad_targets(original, tmp_path):
 
 
 def command(*arguments):
-    return subprocess.run([sys.executable, "-m", "htd_jax.convert", *map(str, arguments)], cwd=ROOT, capture_output=True,
-                          text=True, env={"PATH": "", "JAX_PLATFORMS": "cpu"})
+    return subprocess.run([sys.executable, "-m", "htd_jax.convert", *map(str, arguments)], cwd=ROOT,
+                          capture_output=True, text=True, env={"PATH": "", "JAX_PLATFORMS": "cpu"})
 
 
 def test_command_line(original, tmp_path):

@@ -198,7 +198,8 @@ def test_bad_content(reopen, content, what, message):
 
 
 def test_missing_images_are_named_at_once(reopen, content):
-    with pytest.raises(UserError, match=r"image file absent\.jpg of .*changed\.json is not in .*, nor are 1 others of 20"):
+    message = r"image file absent\.jpg of .*changed\.json is not in .*, nor are 1 others of 20"
+    with pytest.raises(UserError, match=message):
         reopen(broken(content, "image"))
 
 

@@ -1,4 +1,4 @@
-"""COCO prepared as a TFDS set, and TFDS sets as data sets; all of it without TensorFlow."""
+"""COCO prepared as a TFDS set, and TFDS sets as datasets; all of it without TensorFlow."""
 import io
 import json
 import pathlib
@@ -59,7 +59,8 @@ def assert_same(dataset, reference, tolerance=0.01):
     assert len(dataset) == len(reference) and dataset.categories == reference.categories
     for index in range(len(reference)):
         ours, theirs = dataset.record(index), reference.record(index)
-        assert (ours.image_id, ours.name, ours.height, ours.width) == (theirs.image_id, theirs.name, theirs.height, theirs.width)
+        for field in ("image_id", "name", "height", "width"):
+            assert getattr(ours, field) == getattr(theirs, field)
         assert ours.boxes.dtype == np.float32 and ours.labels.dtype == np.int32 and ours.crowd.dtype == bool
         assert ours.boxes.shape == theirs.boxes.shape
         np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=tolerance)
@@ -82,7 +83,8 @@ def test_layout_is_the_stock_builders(prepared):
     assert (builder.info.full_name, builder.info.file_format.value) == ("coco/2017/1.1.0", "array_record")
     assert set(builder.info.splits) == {"train", "validation", "test"}
     example = builder.as_data_source("train")[3]
-    assert example["image"].shape == (150, 150, 3) and example["image/filename"] == b"000103.jpg" and example["image/id"] == 103
+    assert example["image"].shape == (150, 150, 3)
+    assert example["image/filename"] == b"000103.jpg" and example["image/id"] == 103
     assert set(example["objects"]) == {"id", "area", "bbox", "label", "is_crowd"}
     y1, x1, y2, x2 = example["objects"]["bbox"][0]
     assert 0 <= y1 < y2 <= 1 and 0 <= x1 < x2 <= 1
@@ -196,8 +198,8 @@ def make_config(prepared, coco, annotations="instances_val2017.json"):
     name = str(prepared.relative_to(prepared.parents[2]).parent)
     return ConfigDict(dict(
         seed=0, batch_size=2,
-        data=dict(source="tfds", tfds=dict(name=name, dir=str(prepared.parents[2])), workers=2, pad_to="bucket", flip=0.5,
-                  scale=(192, 128), val=dict(annotations=str(coco / "annotations" / annotations))),
+        data=dict(source="tfds", tfds=dict(name=name, dir=str(prepared.parents[2])), workers=2, pad_to="bucket",
+                  flip=0.5, scale=(192, 128), val=dict(annotations=str(coco / "annotations" / annotations))),
         test=dict(scale=(192, 128)),
     ))
 
@@ -230,7 +232,7 @@ def test_ground_truth_without_the_json(coco, prepared, annotations):
     if annotations != "instances_train2017.json":
         assert len(truth["annotations"]) == len(content["annotations"])
         for ours, theirs in zip(truth["annotations"], content["annotations"]):
-            assert [ours[k] for k in ("image_id", "category_id", "iscrowd")] == [theirs[k] for k in ("image_id", "category_id", "iscrowd")]
+            assert all(ours[key] == theirs[key] for key in ("image_id", "category_id", "iscrowd"))
             np.testing.assert_allclose(ours["bbox"], theirs["bbox"], atol=0.01)
 
 
@@ -239,7 +241,8 @@ def write_set(directory, features, examples, file_format="array_record", split="
     directory.mkdir(parents=True)
     serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
     records = [serializer.serialize_example(features.encode_example(example)) for example in examples]
-    template = naming.ShardedFileTemplate(data_dir=directory, dataset_name=name, split=split, filetype_suffix=file_format)
+    template = naming.ShardedFileTemplate(
+        data_dir=directory, dataset_name=name, split=split, filetype_suffix=file_format)
     path = pathlib.Path(template.sharded_filepath(shard_index=0, num_shards=1))
     if file_format == "tfrecord":
         path.write_bytes(b"".join(struct.pack("<QI", len(r), 0) + r + b"\0" * 4 for r in records))
@@ -249,7 +252,8 @@ def write_set(directory, features, examples, file_format="array_record", split="
     info = dataset_info.DatasetInfo(builder=identity, features=features)
     info.set_file_format(file_format)
     size = sum(map(len, records))
-    info.set_splits(splits.SplitDict([splits.SplitInfo(name=split, shard_lengths=[len(records)], num_bytes=size, filename_template=template)]))
+    info.set_splits(splits.SplitDict([splits.SplitInfo(
+        name=split, shard_lengths=[len(records)], num_bytes=size, filename_template=template)]))
     info.write_to_directory(directory)
     return path
 
@@ -258,7 +262,8 @@ def pets(box_format="REL_YXYX", **more):
     return tfds.features.FeaturesDict({
         "photo": tfds.features.Image(encoding_format="png"),
         "animals": tfds.features.Sequence({
-            "kind": tfds.features.ClassLabel(names=["cat", "dog"]), "place": tfds.features.BBoxFeature(bbox_format=box_format),
+            "kind": tfds.features.ClassLabel(names=["cat", "dog"]),
+            "place": tfds.features.BBoxFeature(bbox_format=box_format),
         }),
         **more,
     })
@@ -300,7 +305,8 @@ def test_stock_coco_has_the_official_categories(tmp_path):
     features = tfds.features.FeaturesDict({
         "image": tfds.features.Image(encoding_format="png"),
         "objects": tfds.features.Sequence({
-            "bbox": tfds.features.BBoxFeature(), "label": tfds.features.ClassLabel(num_classes=80), "is_crowd": np.bool_}),
+            "bbox": tfds.features.BBoxFeature(), "label": tfds.features.ClassLabel(num_classes=80),
+            "is_crowd": np.bool_}),
     })
     objects = [dict(bbox=np.array([0, 0, 1.0, 1.0]), label=79, is_crowd=True)]
     directory = tmp_path / "coco/1.1.0"
@@ -351,8 +357,8 @@ def test_bad_sets(tmp_path):
     write_set(tmp_path / "pets/1.0.0", pets(), [pet()])
     with pytest.raises(UserError, match="no split 'validation', only train"):
         TfdsDataset(tmp_path / "pets/1.0.0", "validation")
-    write_set(tmp_path / "plain/1.0.0", tfds.features.FeaturesDict({"photo": tfds.features.Image(encoding_format="png")}),
-              [dict(photo=pet()["photo"])])
+    no_boxes = tfds.features.FeaturesDict({"photo": tfds.features.Image(encoding_format="png")})
+    write_set(tmp_path / "plain/1.0.0", no_boxes, [dict(photo=pet()["photo"])])
     with pytest.raises(UserError, match="cannot train a detector: .* has photo"):
         TfdsDataset(tmp_path / "plain/1.0.0", "train")
     path = write_set(tmp_path / "cut/1.0.0", pets(), [pet(), pet()], "tfrecord")

@@ -4,7 +4,8 @@ import pytest
 
 from htd_jax.data import images, padding, transforms
 
-SCALES = [((1333, 800), None), ((512, 320), None), ((1600, 800), None), ((1600, 800), (400, 1400)), ((512, 320), (200, 600))]
+SCALES = [((1333, 800), None), ((512, 320), None), ((1600, 800), None), ((1600, 800), (400, 1400)),
+          ((512, 320), (200, 600))]
 
 
 @pytest.fixture
@@ -41,14 +42,14 @@ def test_published_buckets():
 
 
 @pytest.mark.parametrize("scale, short_range", SCALES)
-@pytest.mark.parametrize("lying", [False, True])
-def test_some_bucket_holds_every_batch_of_one_orientation(rng, scale, short_range, lying):
+@pytest.mark.parametrize("landscape", [False, True])
+def test_some_bucket_holds_every_batch_of_one_orientation(rng, scale, short_range, landscape):
     shapes = padding.buckets(scale, short_range)
     used = set()
     for _ in range(200):
-        sizes = np.sort(rng.integers(1, 3000, (4, 2)), 1)
-        short = scale[1] if short_range is None else rng.integers(*short_range, endpoint=True)
-        sizes = [images.resized_shape(*(size if lying else size[::-1]), (scale[0], short)) for size in sizes]
+        drawn = np.sort(rng.integers(1, 3000, (4, 2)), 1).tolist()
+        short = scale[1] if short_range is None else int(rng.integers(*short_range, endpoint=True))
+        sizes = [images.resized_shape(*(size if landscape else size[::-1]), (scale[0], short)) for size in drawn]
         shape = padding.padded_shape(sizes, "bucket", shapes)
         assert (np.max(sizes, 0) <= shape).all() and shape[0] % 32 == shape[1] % 32 == 0
         used.add(shape)

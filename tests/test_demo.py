@@ -111,7 +111,8 @@ def test_paint_shows_ink_where_the_box_says():
     for seed in range(40):
         for item in scene("train", seed).placed:
             if item.sprite.texture is None and item.sprite.label >= 0:
-                image = paint(Layout((item,), None, None), grey, np.random.default_rng(seed)).astype(float)
+                alone = Layout((item,), np.zeros((0, 4), np.float32), np.zeros(0, np.int32))
+                image = paint(alone, grey, np.random.default_rng(seed)).astype(float)
                 y, x = np.nonzero(np.abs(image - np.median(image, axis=(0, 1))).mean(-1) > 24)
                 own_y, own_x = np.nonzero(item.alpha > VISIBLE)
                 got = np.array([x.min(), y.min(), x.max(), y.max()])
@@ -145,11 +146,11 @@ def test_splits_share_no_source():
 
 def test_splits_share_no_pixels():
     """Not under another name either: no item of validation equals one of training."""
-    def pictures(part):
+    def contents(part):
         return {(s.field if s.texture is None else s.texture).tobytes()
                 for group in part.objects + part.distractors for s in group}
 
-    assert not pictures(load("train")) & pictures(load("val"))
+    assert not contents(load("train")) & contents(load("val"))
 
 
 def test_ground_truth_is_for_every_scene():

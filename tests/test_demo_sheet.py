@@ -22,6 +22,6 @@ def test_shows_the_first_images_with_their_boxes(tmp_path):
     assert 0.005 < different.mean() < 0.3, "boxes are drawn from the threshold on, and nothing else"
 
 
-def test_an_empty_data_set_leaves_no_picture(tmp_path):
+def test_an_empty_dataset_leaves_no_sheet(tmp_path):
     drawing.write_sheet(tmp_path / "none.png", DemoDataset(None, "val"), [])
     assert not (tmp_path / "none.png").exists()

@@ -71,7 +71,8 @@ def detector(weights):
 
 
 def pixels(seed=0, height=60, width=90):
-    return np.random.default_rng(seed).integers(0, 256, (height // 10, width // 10, 3), np.uint8).repeat(10, 0).repeat(10, 1)
+    tiles = np.random.default_rng(seed).integers(0, 256, (height // 10, width // 10, 3), np.uint8)
+    return tiles.repeat(10, 0).repeat(10, 1)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +87,7 @@ def folder(tmp_path_factory):
 def test_it_is_what_the_readme_imports(detector):
     assert htd_jax.Detector is Detector and htd_jax.Detection is Detection
     with pytest.raises(AttributeError, match="Detektor"):
-        htd_jax.Detektor
+        htd_jax.Detektor  # noqa: B018
 
 
 def test_detections_of_one_image_best_first(detector):
@@ -164,8 +165,8 @@ def test_bad_files_are_named_and_do_not_stop_the_others(detector, folder, tmp_pa
         with pytest.raises(UserError, match=name):
             detector.predict(tmp_path / name)
     from htd_jax.data.user_images import UserImages
-    pictures = UserImages([tmp_path, folder / "0.png"])
-    results = dict(detector.stream(pictures))
+    user_images = UserImages([tmp_path, folder / "0.png"])
+    results = dict(detector.stream(user_images))
     assert [type(results[i]) for i in range(3)] == [UserError, UserError, list]
     assert results[2] == detector.predict(folder / "0.png")
     (tmp_path / "empty").mkdir()
@@ -206,7 +207,8 @@ def test_a_workdir_brings_its_configuration_and_names(weights, tmp_path, detecto
         assert [(d.label, d.score, d.box) for d in found] == [
             (names[d.label_id], d.score, d.box) for d in detector.predict(pixels())]
     restored.check_classes(trained.categories, config, tmp_path)
-    with pytest.raises(UserError, match=r"was trained on 5 classes \(ant, .*\), but the annotations list 1 classes \(ant\)"):
+    message = r"was trained on 5 classes \(ant, .*\), but the annotations list 1 classes \(ant\)"
+    with pytest.raises(UserError, match=message):
         restored.check_classes(trained.categories[:1], config, tmp_path)
     with pytest.raises(UserError, match="has no checkpoint"):
         Detector.from_checkpoint(tmp_path / "checkpoints" / "8")
@@ -234,7 +236,7 @@ def test_restored_model_is_the_model(weights):
     config = small()
     state = restored.restore(config, weights)
     model = build(config.model, nnx.Rngs(1))
-    loading.load(weights, model)
+    loading.put(model, loading.load_into(loading.tree_of(model), loading.load_tensors(weights)))
     batch = {"image": np.random.default_rng(0).integers(0, 256, (1, 64, 96, 3), np.uint8), "size": np.int32([[64, 96]]),
              "padded": np.int32([[64, 96]]), "scale": np.ones((1, 2), np.float32)}
     expected = jax.jit(lambda m, b: detect(m, b, config))(model, batch)

@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 @pytest.fixture
 def config(tmp_path):
-    """A configuration with a data set of two images and two classes."""
+    """A configuration with a dataset of two images and two classes."""
     images = [dict(id=i, file_name=f"{i}.png", height=40, width=50) for i in (1, 2)]
     boxes = [dict(id=i, image_id=i, category_id=5, bbox=[2, 2, 20, 20], area=400, iscrowd=0) for i in (1, 2)]
     categories = [dict(id=5, name="cat"), dict(id=7, name="dog")]
@@ -38,12 +38,14 @@ def test_every_check_gives_a_line(config):
     results = list(doctor.check(config, show=lines.append))
     assert len(lines) == len(results) and all(line.split()[0] in ("ok", "warn", "fail") for line in lines)
     assert not any("\n" in line for line in lines)
-    assert {("ok", "devices"), ("ok", "data, train"), ("ok", "images, val"), ("warn", "init_from")} <= set(states(results))
+    expected = {("ok", "devices"), ("ok", "data, train"), ("ok", "images, val"), ("warn", "init_from")}
+    assert expected <= set(states(results))
 
 
 def test_versions_against_requirements(tmp_path):
     path = tmp_path / "requirements.txt"
-    path.write_text("# comment\n--extra-index-url x\nnumpy>=1  # why\npytest<2\nno_such_package_of_ours==1\nnumpy>99; python_version<'3'\n")
+    path.write_text("# comment\n--extra-index-url x\nnumpy>=1  # why\npytest<2\nno_such_package_of_ours==1\n"
+                    "numpy>99; python_version<'3'\n")
     results = list(doctor.requirements(path))
     assert states(results) == [("ok", "numpy"), ("warn", "pytest"), ("fail", "no_such_package_of_ours")]
     assert "tested with <2" in results[1][2] and "pip install -r" in results[2][2]
@@ -68,8 +70,9 @@ def test_number_of_classes(config):
     assert all(state == "ok" for state, _, _ in doctor.data(config, "train"))
 
 
-@pytest.mark.parametrize("source, norm, state", [("", "frozen_bn", "warn"), ("", "gn", "ok"), ("missing.pth", "gn", "fail"),
-                                                 ("hf:timm/resnet50.tv_in1k", "frozen_bn", "ok"), (__file__, "gn", "ok")])
+@pytest.mark.parametrize("source, norm, state", [
+    ("", "frozen_bn", "warn"), ("", "gn", "ok"), ("missing.pth", "gn", "fail"),
+    ("hf:timm/resnet50.tv_in1k", "frozen_bn", "ok"), (__file__, "gn", "ok")])
 def test_weights_to_start_from(config, source, norm, state):
     config.init_from, config.model.norm = source, norm
     assert states(doctor.start(config)) == [(state, "init_from")]

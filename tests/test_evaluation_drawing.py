@@ -1,4 +1,4 @@
-"""Pictures of any size: boxes where they belong, labels inside the picture, sheets of the right shape."""
+"""Drawings of any size: boxes where they belong, labels inside the image, sheets of the right shape."""
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,10 +16,10 @@ def blank(height, width):
 def test_boxes_lie_where_they_are_stated_at_any_size(height, width, factor):
     image = blank(height, width)
     box = np.array([[.25 * width, .5 * height, .75 * width, .9 * height]])
-    picture = drawing.draw(image, box, [3], [.87], ["a", "b", "c", "traffic light"])
-    assert picture.size == (width * factor, height * factor)
+    drawn = drawing.draw(image, box, [3], [.87], ["a", "b", "c", "traffic light"])
+    assert drawn.size == (width * factor, height * factor)
     assert (image == GREY).all()
-    pixels = np.asarray(picture)
+    pixels = np.asarray(drawn)
     x, y = round(.5 * width * factor), round(.9 * height * factor)
     assert tuple(pixels[y, x]) == drawing.colour(3)  # the lower edge, free of text
     assert tuple(pixels[round(.95 * height * factor), x]) == (GREY, GREY, GREY)
@@ -27,9 +27,9 @@ def test_boxes_lie_where_they_are_stated_at_any_size(height, width, factor):
 
 def test_boxes_on_borders_outside_and_of_no_size_do_not_fail():
     boxes = [[-50, -50, 1e6, 1e6], [10, 10, 10, 10], [300, 200, 400, 300], [90, 0, 100, 5], [20, 20, 10, 10]]
-    picture = drawing.draw(blank(200, 300), boxes, range(5), np.linspace(.1, 1, 5))
-    assert picture.size == (600, 400)
-    assert (np.asarray(picture) != GREY).any()
+    drawn = drawing.draw(blank(200, 300), boxes, range(5), np.linspace(.1, 1, 5))
+    assert drawn.size == (600, 400)
+    assert (np.asarray(drawn) != GREY).any()
 
 
 def test_no_boxes_leave_the_image_as_it_is():
@@ -57,8 +57,8 @@ def test_a_pair_shows_both_panels_under_their_captions():
 
 
 def test_a_grid_fits_every_picture_into_its_cell():
-    pictures = [Image.new("RGB", size, "red") for size in ((32, 32), (4000, 3000), (100, 900))]
-    sheet = drawing.grid(pictures, cell=(100, 80))
+    images = [Image.new("RGB", size, "red") for size in ((32, 32), (4000, 3000), (100, 900))]
+    sheet = drawing.grid(images, cell=(100, 80))
     assert sheet.size == (208, 168)  # 2 x 2 with 8 between
     assert sheet.getpixel((50, 40)) == sheet.getpixel((158, 40)) == sheet.getpixel((50, 128)) == (255, 0, 0)
     assert sheet.getpixel((158, 128)) == (255, 255, 255)

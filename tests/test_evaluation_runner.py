@@ -185,10 +185,10 @@ def test_two_hosts_with_two_devices_each_give_the_numbers_of_one(tmp_path):
                    "PYTHONPATH": f"{here.parents[1]}:{here.parent}"}
     hosts = [subprocess.Popen([sys.executable, here, str(port), str(i), str(tmp_path)], env=environment,
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for i in range(2)]
-    told = [host.communicate(timeout=120) for host in hosts]
-    assert [host.returncode for host in hosts] == [0, 0], told
+    outputs = [host.communicate(timeout=120) for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], outputs
     expected = runner.evaluate(oracle, Scenes(), settings())
-    assert [json.loads(out.splitlines()[-1]) for out, _ in told] == [expected, expected]
+    assert [json.loads(out.splitlines()[-1]) for out, _ in outputs] == [expected, expected]
     written = sorted(p.name for p in tmp_path.iterdir())
     assert written == ["detections.json", "detections.png", "metrics.json", "report.html"]
 

@@ -1,6 +1,4 @@
 """Checkpoints: what is kept, damage of every kind, other models, a full disk, weights alone."""
-import types
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,14 +6,19 @@ import pytest
 
 from htd_jax import checkpoints as checkpoints_lib, config as config_lib, mesh as mesh_lib
 from htd_jax.checkpoints import Checkpoints
+from htd_jax.data import Category
 from htd_jax.errors import UserError
 from htd_jax.training import optimizer as optimizer_lib
 from htd_jax.training.state import init_state
 
 
 def make_state(step=0, width=3, ema=0.0):
-    params = {"neck": {"convs": {0: {"kernel": jax.random.normal(jax.random.key(step), (4000, width))}, 1: {"kernel": jnp.ones(2)}}}}
-    frozen = {"neck": {"mean": jnp.full(2, 7.0)}}
+    kernel = jax.random.normal(jax.random.key(step), (4000, width))
+    params = {"neck": {"convs": {0: {"kernel": kernel}, 1: {"kernel": jnp.ones(2)}}}}
+    return complete_state(params, {"neck": {"mean": jnp.full(2, 7.0)}}, step, ema)
+
+
+def complete_state(params, frozen, step=0, ema=0.0):
     sgd = optimizer_lib.sgd(config_lib.default_config(), lambda _: 0.1)
     state = init_state(params, frozen, sgd, ema) | {"step": jnp.int32(step)}
     return mesh_lib.replicate(state, mesh_lib.make_mesh(jax.devices()[:1]))
@@ -130,7 +133,7 @@ def test_weights_alone(tmp_path, ema):
 def test_config_and_categories_lie_beside(tmp_path):
     config = config_lib.default_config()
     config.model.num_classes = 2
-    categories = [types.SimpleNamespace(id=3, name="cat"), types.SimpleNamespace(id=9, name="dog")]
+    categories = [Category(3, "cat"), Category(9, "dog")]
     save(tmp_path, {4: None})
     with pytest.raises(UserError, match="config.json of the checkpoint .* is missing"):
         checkpoints_lib.load_config(tmp_path)
@@ -151,10 +154,43 @@ def full(*args, **kwargs):
 
 
 def test_full_disk_is_one_clear_error(tmp_path):
-    with pytest.raises(UserError, match="the disk is full; started again, training goes on from step 4"):
+    with pytest.raises(UserError, match="the disk is full; started again, training resumes from step 4"):
         with Checkpoints(tmp_path) as checkpoints:
             checkpoints.save(4, make_state(4))
             checkpoints.wait()
             checkpoints._manager.save = full
             checkpoints.save(8, make_state(8))
     assert restore(tmp_path)[0] == 4
+
+
+def renamed_state(ba, conv1, bn1, stem):
+    """A state whose values tell its tensors apart, with modules under the names given."""
+    params = {"neck": {"convs": {0: {"kernel": jnp.full(2, 1.0)}}}, ba: {"fc_reg": {"kernel": jnp.full(3, 2.0)}},
+              "backbone": {"layer1": {0: {"kernel": jnp.full(4, 3.0)}}, **stem({conv1: {"kernel": jnp.full(5, 4.0)}})}}
+    state = complete_state(params, {"backbone": stem({bn1: {"mean": jnp.full(6, 5.0)}})}, step=4, ema=0.9)
+    return state | {part: jax.tree.map(lambda x: x * 2 if x.dtype == jnp.float32 else x | True, state[part])
+                    for part in ("optimizer", "ema")}
+
+
+@pytest.fixture
+def earlier(tmp_path):
+    """(workdir, state): a run saved when BA was `border` and the stem had no module, and the same as it is now."""
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(4, renamed_state("border", "conv1", "bn1", stem=lambda modules: modules))
+    return tmp_path, renamed_state("ba", "conv1", "bn1", stem=lambda modules: {"stem": modules})
+
+
+def test_earlier_names_are_restored_under_todays(earlier):
+    workdir, now = earlier
+    with Checkpoints(workdir) as checkpoints:
+        step, state = checkpoints.restore(abstract(now))
+    assert step == 4
+    assert_equal(state, now)
+
+
+def test_weights_alone_of_earlier_names(earlier):
+    workdir, now = earlier
+    tree = checkpoints_lib.restore_params(workdir)
+    ema, frozen = now["ema"], now["frozen"]["backbone"]["stem"]
+    stem = ema["backbone"]["stem"] | frozen
+    assert_equal(tree, ema | {"backbone": ema["backbone"] | {"stem": stem}})

@@ -45,8 +45,8 @@ def test_frozen_tensors_stay_and_the_others_move(trained):
     moved = {".".join(map(str, path)) for path in before if (before[path] != after[path]).any()}
     assert not any(name.startswith(("backbone.stem", "backbone.layer1")) for name in moved)
     assert not any(name.endswith((".mean", ".var")) for name in moved)
-    assert {"backbone.layer2.0.conv1.kernel", "backbone.layer2.0.bn1.scale", "neck.lateral_convs.0.bias", "rpn.conv.kernel",
-            "sfa.fc.kernel", "stage0.fc_cls.kernel", "pgraph.fc_cls.bias"} <= moved
+    assert {"backbone.layer2.0.conv1.kernel", "backbone.layer2.0.bn1.scale", "neck.lateral_convs.0.bias",
+            "rpn.conv.kernel", "sfa.fc.kernel", "stage0.fc_cls.kernel", "pgraph.fc_cls.bias"} <= moved
 
 
 def test_init_from_another_run(data, trained, tmp_path):
@@ -72,11 +72,10 @@ def test_init_from_that_does_not_fit(data, trained, tmp_path):
 def test_eight_devices_and_one_are_the_same_run(data, tmp_path, keys):
     for count in (1, 8):
         environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
-        subprocess.run([sys.executable, "train.py", "--config", "configs/htd_r50.py", "--workdir", tmp_path / str(count),
+        subprocess.run([sys.executable, "train.py", "--config", "configs/htd_r50.py",
+                        "--workdir", tmp_path / str(count),
                         *tiny.flags(data, **keys)], cwd=stand_in.ROOT, env=environment, check=True, timeout=900)
     one, eight = flat(tmp_path / "1"), flat(tmp_path / "8")
     assert one.keys() == eight.keys()
     for path in one:
         np.testing.assert_allclose(one[path], eight[path], atol=1e-5 * np.abs(one[path]).max(), err_msg=str(path))
-
-

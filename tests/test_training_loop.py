@@ -37,8 +37,8 @@ def steps(workdir):
 
 
 def test_what_a_run_leaves(data, tmp_path, capsys):
-    metrics = loop.train(tiny.config(data, total_steps=7, log_every=3, eval_every=4, checkpoint_every=2), tmp_path / "run")
     run = tmp_path / "run"
+    metrics = loop.train(tiny.config(data, total_steps=7, log_every=3, eval_every=4, checkpoint_every=2), run)
     assert [row["step"] for row in rows(run)] == [1, 3, 6, 7]
     assert {"loss", "loss_count", "lr", "grad_norm", "images_per_second", "images_per_second_per_device", "data_wait",
             "skipped", "eta"} <= set(rows(run)[0])
@@ -124,7 +124,7 @@ def test_another_model_in_the_workdir(data, tmp_path):
 def test_unreadable_images_are_counted_and_many_stop_the_run(data, tmp_path):
     folder = tmp_path / "data"
     tiny.write_dataset(folder)
-    (folder / "images" / "3.png").write_bytes(b"no picture")
+    (folder / "images" / "3.png").write_bytes(b"no image")
     with pytest.raises(UserError, match="more than 1 % of the images"):
         loop.train(tiny.config(folder, total_steps=40, data__val__annotations=""), tmp_path / "run")
 

@@ -1,4 +1,4 @@
-"""Logs: honest time, rows that go on where the run does, events for TensorBoard."""
+"""Logs: honest time, rows that continue where the run resumes, events for TensorBoard."""
 import json
 import struct
 
@@ -58,9 +58,9 @@ def test_rows_after_the_resumed_step_go_and_what_was_cut_off(tmp_path):
 
 
 def test_a_folder_that_is_gone_is_one_clear_error(tmp_path):
-    with pytest.raises(UserError, match="cannot write the log to .*rows.jsonl: No such file"):
+    with pytest.raises(UserError, match="cannot write to the log .*rows.jsonl: No such file"):
         Rows(tmp_path / "gone" / "rows.jsonl", 0)
-    with pytest.raises(UserError, match="cannot write the log to .*gone"):
+    with pytest.raises(UserError, match="cannot write to the log .*gone"):
         Board(tmp_path / "gone", 0)
 
 

@@ -64,10 +64,10 @@ def test_sigterm_saves_and_ends_cleanly(data, tmp_path):
     process = start(data, tmp_path, total_steps=10**6, checkpoint_every=10**6)
     wait_for_step(tmp_path, 3, process)
     process.send_signal(signal.SIGTERM)
-    assert "told to end after step" in finish(process)
+    assert "stopped by SIGTERM after step" in finish(process)
     done = rows(tmp_path)[-1]["step"]
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == [str(done)]
-    assert f"going on from step {done}" in finish(start(data, tmp_path, total_steps=done + 2))
+    assert f"resuming from step {done}" in finish(start(data, tmp_path, total_steps=done + 2))
     assert [row["step"] for row in rows(tmp_path)] == list(range(1, done + 3))
 
 

@@ -14,7 +14,8 @@ from flax import traverse_util
 from htd_jax.errors import UserError
 from htd_jax.weights import files, hub, loading, names
 
-LISTS = json.loads(gzip.decompress((pathlib.Path(__file__).parent / "golden" / "checkpoint_names.json.gz").read_bytes()))
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+LISTS = json.loads(gzip.decompress((GOLDEN / "checkpoint_names.json.gz").read_bytes()))
 ATTENTION = "roi_head.bbox_roi_extractor.1."
 
 
@@ -73,7 +74,8 @@ def test_original_values_reach_their_paths():
 @pytest.mark.parametrize("kept", ["conv", "att."])
 def test_attention_is_read_from_either_name(kept):
     original = checkpoint()
-    some = {name: array for name, array in original.items() if not name.startswith(ATTENTION) or ATTENTION + kept in name}
+    some = {name: array for name, array in original.items()
+            if not name.startswith(ATTENTION) or ATTENTION + kept in name}
     assert len(some) == len(original) - 4
     assert equal(loading.canonical(some), loading.canonical(original))
 
@@ -124,7 +126,8 @@ def test_backbone_alone_is_enough_to_start(config, prefix, head, caplog):
     tree = tree_like(checkpoint(config))
     with caplog.at_level(logging.WARNING):
         filled = loading.load_into(tree, loading.canonical(tensors), source="resnet.pth")
-    assert np.array_equal(filled["backbone"]["stem"]["conv1"]["kernel"], tensors[prefix + "conv1.weight"].transpose(2, 3, 1, 0))
+    kernel = tensors[prefix + "conv1.weight"].transpose(2, 3, 1, 0)
+    assert np.array_equal(filled["backbone"]["stem"]["conv1"]["kernel"], kernel)
     assert filled["neck"]["fpn_convs"][0]["kernel"] is tree["neck"]["fpn_convs"][0]["kernel"]
     assert "stay at their initial values" in caplog.text and "resnet.pth" in caplog.text
     expected = sum("backbone." not in name or "conv_offset" in name for name in loading.canonical(checkpoint(config)))

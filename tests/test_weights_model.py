@@ -16,7 +16,8 @@ from htd_jax.errors import UserError
 from htd_jax.models.htd import build, trainable
 from htd_jax.weights import files, loading, names
 
-LISTS = json.loads(gzip.decompress((pathlib.Path(__file__).parent / "golden" / "checkpoint_names.json.gz").read_bytes()))
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+LISTS = json.loads(gzip.decompress((GOLDEN / "checkpoint_names.json.gz").read_bytes()))
 MILLIONS = {"htd_r50": (74.41, 74.64), "htd_r101": (93.40, 93.63), "htd_r101_dcn": (94.69, 94.91),
             "htd_x101_dcn": (137.27, 137.68)}  # trained, all: the original's count
 
@@ -50,7 +51,8 @@ def test_model_has_the_tensors_of_the_original(published):
 def test_training_updates_what_the_original_updates(published):
     config, settings, model = published
     _, learnt, _ = nnx.split(model, trainable(settings), ...)
-    assert set(flat(nnx.to_pure_dict(learnt))) == {names.model_path(name) for name, _, updates in LISTS[config] if updates}
+    updated = {names.model_path(name) for name, _, updates in LISTS[config] if updates}
+    assert set(flat(nnx.to_pure_dict(learnt))) == updated
 
 
 def test_number_of_parameters(published):
@@ -71,7 +73,8 @@ def torchvision_shapes(depth, width=64):
             shapes |= {f"{block}.conv1.weight": (planes, inputs, 3, 3), **norm(f"{block}.bn1", planes),
                        f"{block}.conv2.weight": (planes, planes, 3, 3), **norm(f"{block}.bn2", planes)}
             if i == 0 and stage > 0:
-                shapes |= {f"{block}.downsample.0.weight": (planes, inputs, 1, 1), **norm(f"{block}.downsample.1", planes)}
+                shapes |= {f"{block}.downsample.0.weight": (planes, inputs, 1, 1),
+                           **norm(f"{block}.downsample.1", planes)}
             inputs = planes
     return shapes | {"fc.weight": (1000, inputs), "fc.bias": (1000,)}
 
@@ -120,7 +123,8 @@ def test_basic_blocks_start_from_torchvision(depth, tmp_path, caplog):
     kernel = model.backbone.layer2[0].downsample.conv.kernel[...]
     assert np.array_equal(kernel, tensors["layer2.0.downsample.0.weight"].transpose(2, 3, 1, 0))
     assert np.array_equal(model.backbone.layer4[1].bn2.var[...], tensors["layer4.1.bn2.running_var"])
-    assert len(same(model, make(depth=depth))) == len([path for path in flat(loading.tree_of(model)) if "backbone" not in path])
+    others = [path for path in flat(loading.tree_of(model)) if "backbone" not in path]
+    assert len(same(model, make(depth=depth))) == len(others)
     assert "stay at their initial values" in caplog.text
 
 
@@ -131,7 +135,7 @@ def test_model_to_file_to_model(changes, tmp_path):
     files.write(tmp_path / "w.safetensors", loading.complete(loading.export(loading.tree_of(one))))
     total = len(flat(loading.tree_of(one)))
     assert len(same(one, other)) < total
-    loading.load(tmp_path / "w.safetensors", other)
+    initialise(other, tmp_path / "w.safetensors")
     assert len(same(one, other)) == total
 
 
@@ -150,5 +154,5 @@ def test_an_abstract_model_is_filled(tmp_path):
     """Shapes first, arrays from the file: no random initialisation in between."""
     files.write(tmp_path / "w.safetensors", loading.export(loading.tree_of(make(3))))
     model = abstract(small())
-    loading.load(tmp_path / "w.safetensors", model)
+    initialise(model, tmp_path / "w.safetensors")
     assert len(same(model, make(3))) == len(flat(loading.tree_of(model)))

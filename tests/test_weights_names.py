@@ -13,7 +13,8 @@ import pytest
 
 from htd_jax.weights import names
 
-LISTS = json.loads(gzip.decompress((pathlib.Path(__file__).parent / "golden" / "checkpoint_names.json.gz").read_bytes()))
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+LISTS = json.loads(gzip.decompress((GOLDEN / "checkpoint_names.json.gz").read_bytes()))
 
 
 @pytest.mark.parametrize("config", LISTS)

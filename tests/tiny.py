@@ -1,4 +1,4 @@
-"""A data set of painted rectangles and a detector small enough to compile in seconds, for tests of training."""
+"""A dataset of painted rectangles and a detector small enough to compile in seconds, for tests of training."""
 import json
 
 import cv2
@@ -13,15 +13,15 @@ def write_dataset(folder, count=12, side=64, seed=0):
     (folder / "images").mkdir(parents=True)
     images, annotations = [], []
     for i in range(count):
-        picture = rng.integers(0, 60, (side, side, 3), np.uint8)
+        pixels = rng.integers(0, 60, (side, side, 3), np.uint8)
         for _ in range(rng.integers(1, 4)):
             label = int(rng.integers(2))
             x, y, w, h = (int(v) for v in (*rng.integers(0, side // 2, 2), *rng.integers(side // 4, side // 2, 2)))
-            picture[y:y + h, x:x + w] = ((220, 40, 40), (40, 200, 60))[label]
+            pixels[y:y + h, x:x + w] = ((220, 40, 40), (40, 200, 60))[label]
             annotations.append(dict(id=len(annotations) + 1, image_id=100 + i, category_id=label + 1, bbox=[x, y, w, h],
                                     area=w * h, iscrowd=0))
         images.append(dict(id=100 + i, file_name=f"{i}.png", width=side, height=side))
-        cv2.imwrite(str(folder / "images" / f"{i}.png"), picture)
+        cv2.imwrite(str(folder / "images" / f"{i}.png"), pixels)
     categories = [dict(id=1, name="red"), dict(id=2, name="green")]
     (folder / "all.json").write_text(json.dumps(dict(images=images, annotations=annotations, categories=categories)))
 
@@ -37,7 +37,7 @@ SETTINGS = {
 
 
 def settings(folder, **more):
-    """{key: value} of a run on the data set in `folder`; dots in the names of `more` are written as `__`."""
+    """{key: value} of a run on the dataset in `folder`; dots in the names of `more` are written as `__`."""
     files = {f"data.{split}.{kind}": str(folder / name) for split in ("train", "val")
              for kind, name in (("annotations", "all.json"), ("images", "images"))}
     return SETTINGS | files | {key.replace("__", "."): value for key, value in more.items()}

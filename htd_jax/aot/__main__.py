@@ -16,7 +16,7 @@ from htd_jax import cli
 from htd_jax.aot import compile_for, largest_bucket
 
 
-def main(_):
+def main(_: list[str]) -> None:
     args = flags.FLAGS
     config = args.config
     if config.model.num_classes is None:

@@ -3,6 +3,8 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from htd_jax import mesh as mesh_lib
 from htd_jax.data.padding import buckets
@@ -15,7 +17,7 @@ from htd_jax.training.step import make_step
 BOXES = 64  # ground-truth slots of an image
 
 
-def lower_train(config, mesh, shape):
+def lower_train(config: ConfigDict, mesh: Mesh, shape: tuple[int, int]) -> jax.stages.Lowered:
     """The training step that `train.py` runs, lowered for images of `shape` (h, w)."""
     functions = functional.functions(config)
     schedule = learning_rate(config, 1000)
@@ -25,7 +27,7 @@ def lower_train(config, mesh, shape):
     return step.lower(state, batch_of(config.batch_size, shape, BOXES))
 
 
-def lower_detect(config, mesh, shape):
+def lower_detect(config: ConfigDict, mesh: Mesh, shape: tuple[int, int]) -> jax.stages.Lowered:
     """The detection function that `eval.py` runs, lowered for images of `shape` (h, w)."""
     functions = functional.functions(config)
     run = jax.jit(mesh_lib.under(mesh, functions.detect), out_shardings=mesh_lib.split(mesh),
@@ -33,7 +35,7 @@ def lower_detect(config, mesh, shape):
     return run.lower(jax.eval_shape(functions.init), batch_of(config.test.batch_size, shape, 0))
 
 
-def batch_of(count, shape, boxes):
+def batch_of(count: int, shape: tuple[int, int], boxes: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and dtypes of a batch of `count` images of `shape` (h, w) with `boxes` slots of ground truth (0: none)."""
     pair = lambda dtype: jax.ShapeDtypeStruct((count, 2), dtype)
     batch = dict(image=jax.ShapeDtypeStruct((count, *shape, 3), jnp.uint8), size=pair(jnp.int32),
@@ -45,7 +47,7 @@ def batch_of(count, shape, boxes):
     return batch
 
 
-def largest_bucket(config, what):
+def largest_bucket(config: ConfigDict, what: str) -> tuple[int, int]:
     """The (h, w) of the largest landscape bucket that `what` meets."""
     data = config.data
     shapes = buckets(data.scale, data.short_range) if what == "train" else buckets(config.test.scale)

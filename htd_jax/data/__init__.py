@@ -1,14 +1,12 @@
-"""Data sets and the input pipeline; everything here stays on the host.
-
-A data set has `categories` (tuple of Category), `len()`, `record(i)` (a Record, cheap), `image(i)` (uint8 [h, w, 3]
-RGB; UserError naming the file where it cannot be read) and `ground_truth()` (COCO-format dict, original ids).
-"""
+"""Datasets and the input pipeline; everything here stays on the host."""
 import pkgutil
 
-from htd_jax.data.records import Category, Record
+from ml_collections import ConfigDict
+
+from htd_jax.data.records import Category, Dataset, Images, Record
 from htd_jax.errors import UserError
 
-__all__ = ["Category", "Record", "SOURCES", "open_dataset"]
+__all__ = ["Category", "Dataset", "Images", "Record", "SOURCES", "open_dataset"]
 
 # Called with (config, split). By name, so that a source's libraries are imported only where it is used.
 SOURCES = {
@@ -18,8 +16,8 @@ SOURCES = {
 }
 
 
-def open_dataset(config, split):
-    """Opens the data set of `config.data` for `split`, "train" (filtered as the original does) or "val" (every image)."""
+def open_dataset(config: ConfigDict, split: str) -> Dataset:
+    """Opens the dataset of `config.data` for `split`: "train" (filtered as by the original) or "val" (every image)."""
     if split not in ("train", "val"):
         raise ValueError(f"split is 'train' or 'val', not {split!r}")
     if config.data.source not in SOURCES:

@@ -1,10 +1,13 @@
 """COCO annotation files: the official JSON beside a folder of images."""
 import os
 import pathlib
+from typing import Any, SupportsIndex
 
 import msgspec
 import numpy as np
 from absl import logging
+from jaxtyping import Bool, Integer, UInt8
+from ml_collections import ConfigDict
 
 from htd_jax.data import images
 from htd_jax.data.records import Category, Record
@@ -44,22 +47,20 @@ class File(msgspec.Struct):
 
 
 class CocoDataset:
-    """Images and boxes of one annotation file; see `htd_jax.data` for what a data set offers.
+    """Images and boxes of one annotation file; see `records.Dataset`.
 
     Training leaves out images with min(w, h) < 32 or without any annotation (crowds count as one); an image whose
     boxes all fall away stays, with none. Validation keeps every image. Both keep the order of the file.
     """
 
-    def __init__(self, annotations, folder, training=False):
+    def __init__(self, annotations: str | os.PathLike, folder: str | os.PathLike, training: bool = False):
         """Reads and checks everything but the pixels.
 
         Args:
-          annotations: path of the JSON file. Validation does without its list `annotations` (test-dev has none).
-          folder: path of the folder that its `file_name`s are relative to.
+          annotations: the JSON file. Validation does without its list `annotations` (test-dev has none).
+          folder: what its `file_name`s are relative to.
           training: whether to filter images.
-
-        Raises:
-          UserError: a file, key, category or value is missing or impossible, or no usable image is left.
+        Raises UserError: a file, key, category or value is missing or impossible, or no usable image is left.
         """
         self._annotations, self._folder = pathlib.Path(annotations), pathlib.Path(folder)
         file = decode_json(self._annotations, File)
@@ -69,7 +70,8 @@ class CocoDataset:
         self.categories = tuple(Category(c.id, c.name) for c in file.categories)
         sizes = np.array([(i.height, i.width) for i in file.images], np.int32).reshape(-1, 2)
         rows, boxes, labels, crowd, valid = self._arrays(file, sizes)
-        kept = _usable(rows, sizes) if training else np.arange(len(sizes))
+        annotated = np.bincount(rows[rows >= 0], minlength=len(sizes)) > 0
+        kept = usable(annotated, sizes) if training else np.arange(len(sizes))
         if not len(kept):
             why = f": none of its {len(sizes)} has an annotation and sides of at least {SMALLEST_SIDE} pixels"
             raise UserError(f"annotation file {annotations} has no usable image{why * training}")
@@ -82,26 +84,25 @@ class CocoDataset:
                      annotations, len(kept), len(sizes), len(chosen), len(rows))
 
     @classmethod
-    def from_config(cls, config, split):
+    def from_config(cls, config: ConfigDict, split: str) -> "CocoDataset":
         """`config.data.train` or `config.data.val`: annotations and images."""
         source = config.data[split]
         return cls(source.annotations, source.images, training=split == "train")
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._ids)
 
-    def record(self, index):
-        """Record of row `index`."""
+    def record(self, index: SupportsIndex) -> Record:
         height, width = self._sizes[index].tolist()
-        mine = slice(self._starts[index], self._starts[index + 1])
+        own = slice(self._starts[index], self._starts[index + 1])
         return Record(self._ids[index], self._names[index], height, width,
-                      self._boxes[mine], self._labels[mine], self._crowd[mine])
+                      self._boxes[own], self._labels[own], self._crowd[own])
 
-    def image(self, index):
-        """uint8 [h, w, 3] RGB in the orientation and size of the annotation."""
+    def image(self, index: SupportsIndex) -> UInt8[np.ndarray, "H W 3"]:
+        """RGB in the orientation and size of the annotation."""
         return images.read(self._folder / self._names[index], tuple(self._sizes[index].tolist()))
 
-    def ground_truth(self):
+    def ground_truth(self) -> dict:
         """The file as it is, for pycocotools; read again, since training need not keep it in memory."""
         return decode_json(self._annotations, dict)
 
@@ -134,13 +135,11 @@ class CocoDataset:
             if image.height < 1 or image.width < 1:
                 size = f"{image.width} x {image.height} pixels (width x height)"
                 raise UserError(f"{where}: image {image.file_name} is {size}")
-        strays = 0
         for a in file.annotations or []:
             if a.category_id not in ids:
-                raise UserError(f"{where}: annotation {a.id} of image {a.image_id} has category id {a.category_id}, which "
-                                "is not in its list of categories")
-            strays += a.image_id not in listed
-        if strays:
+                raise UserError(f"{where}: annotation {a.id} of image {a.image_id} has category id {a.category_id}, "
+                                "which is not in its list of categories")
+        if strays := sum(a.image_id not in listed for a in file.annotations or []):
             logging.warning("%s: %d annotations are of images that it does not list; they are not used", where, strays)
 
     def _check_files(self):
@@ -159,26 +158,21 @@ class CocoDataset:
                             + f", nor are {len(missing) - 1} others of {len(self._names)}" * (len(missing) > 1))
 
 
-def decode_json(path, kind):
-    """Reads JSON as `kind` (dict or a msgspec type); UserError names the file and the place in it."""
-    try:
-        data = pathlib.Path(path).read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"annotation file {path} does not exist") from None
-    except OSError as error:
-        raise UserError(f"annotation file {path} cannot be read: {error.strerror}") from None
+def decode_json(path: str | os.PathLike, schema: type) -> Any:
+    """Reads JSON as `schema` (dict or a msgspec type); UserError names the file and the place in it."""
+    data = images.read_bytes(path, "annotation")
     if not data.strip():
         raise UserError(f"annotation file {path} is empty")
     try:
-        return msgspec.json.decode(data, type=kind, strict=False)
+        return msgspec.json.decode(data, type=schema, strict=False)
     except msgspec.ValidationError as error:
         raise UserError(f"annotation file {path} is not a COCO detection file: {error}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UserError(f"annotation file {path} is not JSON: {error}") from None
 
 
-def _usable(rows, sizes):
-    annotated = np.bincount(rows[rows >= 0], minlength=len(sizes)) > 0
+def usable(annotated: Bool[np.ndarray, " images"], sizes: Integer[np.ndarray, "images 2"]) -> np.ndarray:
+    """Rows of the images that can be trained on: annotated, and not too small."""
     return np.flatnonzero(annotated & (sizes.min(1, initial=2**31 - 1) >= SMALLEST_SIDE))
 
 

@@ -16,7 +16,7 @@ NAMES = (
 IDS = tuple(i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
 
 
-def categories(num_classes):
+def categories(num_classes: int) -> tuple[tuple[int, str], ...]:
     """((id, name), ...) of a model: COCO's where it has 80 classes, else ids 1, 2, ... and names "class 0", ..."""
     if num_classes == len(NAMES):
         return tuple(zip(IDS, NAMES))

@@ -4,43 +4,45 @@ Decoding is by OpenCV because other decoders differ by a few grey levels, and so
 cannot read at all goes through Pillow.
 """
 import io
+import os
 import pathlib
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from htd_jax.errors import UserError
 
-# OpenCV prints several lines about a broken file before it returns None; the UserError raised here says it in one.
+# OpenCV prints several lines about a broken file before it returns None; the UserError raised instead has one.
 cv2.utils.logging.setLogLevel(0)
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
-def read(path, size=None):
-    """Reads an image file.
+def read(path: str | os.PathLike, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "H W 3"]:
+    """Reads an image file as RGB.
 
     Args:
-      path: the file.
       size: (height, width) in pixels that the annotation states, or None where there is none.
-
-    Returns:
-      uint8 [height, width, 3], RGB.
-
-    Raises:
-      UserError: the file is missing, empty, truncated, no image, or of another size than stated.
+    Raises UserError: the file is missing, empty, truncated, no image, or of another size than stated.
     """
+    return decode(read_bytes(path, "image"), path, size)
+
+
+def read_bytes(path: str | os.PathLike, what: str) -> bytes:
+    """The content of a file; UserError calls it the `what` file."""
     try:
-        data = pathlib.Path(path).read_bytes()
+        return pathlib.Path(path).read_bytes()
     except FileNotFoundError:
-        raise UserError(f"image file {path} does not exist") from None
+        raise UserError(f"{what} file {path} does not exist") from None
     except OSError as error:
-        raise UserError(f"image file {path} cannot be read: {error.strerror}") from None
-    return decode(data, path, size)
+        raise UserError(f"{what} file {path} cannot be read: {error.strerror}") from None
 
 
-def decode(data, name, size=None):
+def decode(data: bytes, name: str | os.PathLike,
+           size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "H W 3"]:
     """Decodes the bytes of an image file; `name` stands for it in errors. Otherwise as `read`.
 
     Without `size` an EXIF orientation is applied, as by OpenCV and by every viewer. With it the orientation is the
@@ -48,18 +50,17 @@ def decode(data, name, size=None):
     """
     check_complete(data, name)
     image = _decode(data, name, upright=True)
-    if size is None or image.shape[:2] == tuple(size):
+    if size is None or image.shape[:2] == size:
         return image
     stored = _decode(data, name, upright=False)
-    if stored.shape[:2] == tuple(size):
+    if stored.shape[:2] == size:
         return stored
-    raise UserError(
-        f"image file {name} has {image.shape[1]} x {image.shape[0]} pixels (width x height), but its annotation says "
-        f"{size[1]} x {size[0]}: give the file that was annotated, or correct the annotation"
-    )
+    actual = f"{image.shape[1]} x {image.shape[0]} pixels (width x height)"
+    raise UserError(f"image file {name} has {actual}, but its annotation says {size[1]} x {size[0]}: give the file "
+                    "that was annotated, or correct the annotation")
 
 
-def check_complete(data, name):
+def check_complete(data: bytes, name: str | os.PathLike) -> None:
     """Raises UserError where the bytes are none, or a JPEG or PNG without its end; cheap, nothing is decoded."""
     if not data:
         raise UserError(f"image file {name} is empty")
@@ -67,18 +68,18 @@ def check_complete(data, name):
         raise UserError(f"image file {name} is truncated: it ends before the image does")
 
 
-def resized_shape(height, width, scale):
-    """(height, width) after resizing with the ratio kept to `scale` = (long side, short side), all in pixels.
+def resized_shape(height: int, width: int, scale: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) after resizing to `scale` (long, short side) with the ratio kept, all in pixels.
 
-    Section 1: s = min(long / max(h, w), short / min(h, w)), then int(side * s + .5).
+    s = min(long / max(h, w), short / min(h, w)), then int(side * s + .5).
     """
     long, short = scale
     s = min(long / max(height, width), short / min(height, width))
     return max(1, int(height * s + 0.5)), max(1, int(width * s + 0.5))
 
 
-def resize(image, shape):
-    """Bilinear on 8 bits, OpenCV's: uint8 [h, w, 3] -> uint8 [*shape, 3]."""
+def resize(image: UInt8[np.ndarray, "H W 3"], shape: Sequence) -> UInt8[np.ndarray, "h w 3"]:
+    """Bilinear on 8 bits, OpenCV's, to `shape` (height, width)."""
     if image.shape[:2] == tuple(shape):
         return image
     return cv2.resize(image, (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR)

@@ -6,19 +6,21 @@ A batch (numpy, leading axis B of this process's rows):
   padded  int32 [B, 2], (h, w) that `exact` padding would have had; equals (H, W) under `exact`
   scale   float32 [B, 2], (sx, sy) = new / old
   boxes   float32 [B, G, 4] x1 y1 x2 y2 in pixels of the resized image, labels int32 [B, G], valid bool [B, G]
-          (training only; crowds are left out; G is one number for the data set)
-  index   int32 [B], row of the data set; -1 is a filler row of an evaluation batch
+          (training only; crowds are left out; G is one number for the dataset)
+  index   int32 [B], row of the dataset; -1 is a filler row of an evaluation batch
   skipped tuple of messages, each naming an image that could not be read and was replaced (training only; not an array)
 """
 import functools
-from typing import NamedTuple
+from collections.abc import Iterator, Sized
 
 import cv2
 import grain
 import numpy as np
 from absl import logging
+from ml_collections import ConfigDict
 
 from htd_jax.data import images, padding, transforms
+from htd_jax.data.records import Images
 from htd_jax.errors import UserError
 
 ENDLESS = 2**40  # steps
@@ -26,22 +28,16 @@ ORDER, DRAWS = 0, 1  # streams of random numbers
 MOST_IN_A_ROW = 100  # unreadable images, after which it is not the images
 
 
-class _Row(NamedTuple):
-    """One image of a batch: row of the data set (-1 for none), resized size, whether flipped."""
-
-    index: int
-    size: tuple
-    flip: bool = False
+Batch = dict[str, np.ndarray | tuple[str, ...]]
 
 
-def train_batches(dataset, config, start_step=0, process_index=0, process_count=1):
+def train_batches(dataset: Images, config: ConfigDict, start_step: int = 0, process_index: int = 0,
+                  process_count: int = 1) -> Iterator[Batch]:
     """Endless iterator over this process's rows of the batches of steps `start_step`, `start_step` + 1, ...
 
-    The batch of step n depends on (config.seed, data set, config.data, config.batch_size, n) alone. Process p of P has
+    The batch of step n depends on (config.seed, dataset, config.data, config.batch_size, n) alone. Process p of P has
     rows p*B/P .. (p+1)*B/P of it. The iterator has `close()`, which ends its threads.
-
-    Raises:
-      UserError: batch_size is not divisible by process_count; nothing can be read (from the iterator).
+    Raises UserError: batch_size is not divisible by process_count; nothing can be read (from the iterator).
     """
     rows = _rows_of_process(config.batch_size, process_index, process_count)
     plan = _TrainPlan(dataset, config)
@@ -49,7 +45,8 @@ def train_batches(dataset, config, start_step=0, process_index=0, process_count=
     return _iterate(steps.map(lambda step: plan.batch(int(step), rows)), config.data.workers)
 
 
-def eval_batches(dataset, config, batch_size, scale=None, process_index=0, process_count=1):
+def eval_batches(dataset: Images, config: ConfigDict, batch_size: int, scale: tuple[int, int] | None = None,
+                 process_index: int = 0, process_count: int = 1) -> Iterator[Batch]:
     """Iterator over batches that hold every image exactly once, resized to `scale` (config.test.scale unless given).
 
     A batch holds images of one padded shape: with `pad_to` = "exact" always the image's own, as if batch_size were 1,
@@ -62,7 +59,7 @@ def eval_batches(dataset, config, batch_size, scale=None, process_index=0, proce
     return _iterate(batches.map(lambda number: plan.batch(int(number), rows)), config.data.workers)
 
 
-def steps_per_epoch(dataset, config):
+def steps_per_epoch(dataset: Images, config: ConfigDict) -> int:
     """Batches in which every image occurs; each orientation's last is filled up with repeated images."""
     return sum(-(-len(group) // config.batch_size) for group in _orientation_groups(_sizes(dataset)))
 
@@ -70,11 +67,11 @@ def steps_per_epoch(dataset, config):
 class SkippedImages:
     """Counts the images that training could not read: each is named once, and more than 1 % of all stop the run."""
 
-    def __init__(self, dataset):
-        self._least = len(dataset)  # before one epoch is seen, the share is of the data set: one of ten is no verdict
+    def __init__(self, dataset: Sized):
+        self._least = len(dataset)  # before one epoch is seen, the share is of the dataset: one of ten is no verdict
         self._named, self._seen, self.count = set(), 0, 0
 
-    def add(self, skipped, seen):
+    def add(self, skipped: tuple[str, ...], seen: int) -> None:
         """Takes a batch's `skipped` and its number of images; raises UserError at more than 1 %."""
         self._seen += seen
         self.count += len(skipped)
@@ -93,8 +90,8 @@ class _TrainPlan:
     def __init__(self, dataset, config):
         self._dataset, self._data = dataset, config.data
         self._seed, self._batch_size = config.seed, config.batch_size
-        self._sizes = _sizes(dataset)
-        self._groups = _orientation_groups(self._sizes)
+        sizes = _sizes(dataset)
+        self._sizes, self._groups = sizes.tolist(), _orientation_groups(sizes)
         self._next = np.empty(len(dataset), np.int64)  # row after each in its group, for unreadable images
         for group in self._groups:
             self._next[group] = np.roll(group, -1)
@@ -113,10 +110,10 @@ class _TrainPlan:
         flips = rng.random(len(indices)) < self._data.flip
         sizes = [images.resized_shape(*self._sizes[i], scale) for i in indices]
         shape, padded = padding.padded_shape(sizes, self._data.pad_to, self._shapes), padding.exact_shape(sizes)
-        planned = [_Row(int(i), size, bool(flip)) for i, size, flip in zip(indices, sizes, flips)]
         batch = _empty_batch(rows.stop - rows.start, shape)
         batch["padded"][:] = padded
-        filled = [self._fill(batch, k, row, scale, padded) for k, row in enumerate(planned[rows])]
+        chosen = zip(indices[rows].tolist(), flips[rows].tolist())
+        filled = [self._fill(batch, k, index, flip, scale) for k, (index, flip) in enumerate(chosen)]
         skipped = tuple(message for _, _, failed in filled for message in failed)
         return {**batch, **self._ground_truth(batch, filled), "skipped": skipped}
 
@@ -136,14 +133,12 @@ class _TrainPlan:
             batches.append(np.resize(rng.permutation(group), count).reshape(-1, self._batch_size))
         return rng.permutation(np.concatenate(batches))
 
-    def _fill(self, batch, k, row, scale, padded):
+    def _fill(self, batch, k, index, flip, scale):
         """Writes row k of a batch; returns its record, whether flipped, and messages of what could not be read."""
-        index, image, failed = self._first_readable(row.index)
-        if failed:
-            row = _Row(index, self._substitute_size(index, scale, padded), row.flip)
+        index, image, failed = self._first_readable(index)
         record = self._dataset.record(index)
-        _put(batch, k, row, record, image)
-        return record, row.flip, failed
+        _put(batch, k, index, record, image, self._fitting_size(index, scale, batch["padded"][k]), flip)
+        return record, flip, failed
 
     def _first_readable(self, index):
         """Row `index` or else the next of its orientation that can be read, its image, and messages of the others."""
@@ -156,21 +151,20 @@ class _TrainPlan:
                 index = int(self._next[index])
         raise UserError(f"{len(failed)} images in a row cannot be used, the first: {failed[0]}")
 
-    def _substitute_size(self, index, scale, padded):
-        """As resized to `scale`, or less where that exceeds the padded size on which all processes agreed."""
+    def _fitting_size(self, index, scale, padded):
+        """As resized to `scale`, or less where an image in place of another exceeds the padded size agreed on."""
         size = images.resized_shape(*self._sizes[index], scale)
         s = min(1.0, padded[0] / size[0], padded[1] / size[1])
         return tuple(max(1, int(side * s)) for side in size)
 
     def _ground_truth(self, batch, filled):
-        boxes, labels, valid = [], [], []
+        rows = []
         for k, (record, flip, _) in enumerate(filled):
             kept = ~record.crowd
-            mine = transforms.transform_boxes(record.boxes[kept], batch["scale"][k], batch["size"][k], flip)
-            boxes.append(padding.pad_rows(mine, self._slots))
-            labels.append(padding.pad_rows(record.labels[kept], self._slots))
-            valid.append(np.arange(self._slots) < len(mine))
-        return dict(boxes=np.stack(boxes), labels=np.stack(labels), valid=np.stack(valid))
+            boxes = transforms.transform_boxes(record.boxes[kept], batch["scale"][k], batch["size"][k], flip)
+            rows.append((boxes, record.labels[kept], np.ones(len(boxes), bool)))
+        padded = [np.stack([padding.pad_rows(array, self._slots) for array in arrays]) for arrays in zip(*rows)]
+        return dict(zip(("boxes", "labels", "valid"), padded))
 
 
 class _EvalPlan:
@@ -191,9 +185,8 @@ class _EvalPlan:
         shape, members = self.batches[number]
         batch = _empty_batch(rows.stop - rows.start, shape)
         for k, index in enumerate(members[rows]):
-            row = _Row(index, self._sizes[index])
-            _put(batch, k, row, self._dataset.record(index), self._dataset.image(index))
-            batch["padded"][k] = padding.exact_shape([row.size])
+            _put(batch, k, index, self._dataset.record(index), self._dataset.image(index), self._sizes[index])
+            batch["padded"][k] = padding.exact_shape([self._sizes[index]])
         return batch
 
 
@@ -208,18 +201,18 @@ def _empty_batch(count, shape):
     )
 
 
-def _put(batch, k, row, record, image):
-    """Writes what every kind of batch has of an image into its row k."""
-    height, width = row.size
-    resized = images.resize(image, row.size)
-    batch["image"][k, :height, :width] = cv2.flip(resized, 1) if row.flip else resized
-    batch["size"][k] = row.size
+def _put(batch, k, index, record, image, size, flip=False):
+    """Writes into row k of a batch all that training and evaluation batches share."""
+    height, width = size
+    resized = images.resize(image, size)
+    batch["image"][k, :height, :width] = cv2.flip(resized, 1) if flip else resized
+    batch["size"][k] = size
     batch["scale"][k] = width / record.width, height / record.height
-    batch["index"][k] = row.index
+    batch["index"][k] = index
 
 
 def _iterate(batches, workers):
-    """`workers` threads make a batch each; OpenCV gives up the interpreter's lock and its own threads."""
+    """`workers` threads make a batch each: OpenCV releases the interpreter lock, and its own threads are off."""
     cv2.setNumThreads(0)
     options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=workers + 1 if workers else 0)
     return iter(batches.to_iter_dataset(options))
@@ -240,5 +233,5 @@ def _sizes(dataset):
 
 def _orientation_groups(sizes):
     """Rows with w > h, and all others, without an empty group."""
-    lying = sizes[:, 1] > sizes[:, 0]
-    return [group for group in (np.flatnonzero(lying), np.flatnonzero(~lying)) if len(group)]
+    landscape = sizes[:, 1] > sizes[:, 0]
+    return [group for group in (np.flatnonzero(landscape), np.flatnonzero(~landscape)) if len(group)]

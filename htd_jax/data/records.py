@@ -1,8 +1,9 @@
-"""What a data set says about one image, whatever it is read from, and its ground truth in COCO's form."""
+"""What a dataset says about one image, whatever it is read from, and its ground truth in COCO's form."""
 import dataclasses
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
+from jaxtyping import Bool, Float32, Int32, UInt8
 
 
 class Category(NamedTuple):
@@ -14,28 +15,42 @@ class Category(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Record:
-    """One image.
+    """One image. Boxes are x1 y1 x2 y2 in pixels of the original image, not clipped."""
 
-    Attributes:
-      image_id: the original id.
-      name: file name, for messages.
-      height, width: pixels.
-      boxes: float32 [n, 4], x1 y1 x2 y2 in pixels of the original image, not clipped.
-      labels: int32 [n], index into the categories.
-      crowd: bool [n], boxes around a crowd, which training leaves out.
-    """
-
-    image_id: int
-    name: str
+    image_id: int | str  # the original one
+    name: str  # of the file, for messages
     height: int
     width: int
-    boxes: np.ndarray
-    labels: np.ndarray
-    crowd: np.ndarray
+    boxes: Float32[np.ndarray, "G 4"]
+    labels: Int32[np.ndarray, " G"]  # indices of categories
+    crowd: Bool[np.ndarray, " G"]  # boxes around a crowd, which training leaves out
 
 
-def coco_ground_truth(dataset):
-    """The COCO-format dict (for pycocotools) of a data set that has no annotation file; areas are the boxes'."""
+@runtime_checkable
+class Images(Protocol):
+    """Images by row: all that batches are made of."""
+
+    def __len__(self) -> int: ...
+
+    def record(self, index: SupportsIndex) -> Record:
+        """Cheap: nothing is decoded."""
+
+    def image(self, index: SupportsIndex) -> UInt8[np.ndarray, "H W 3"]:
+        """RGB; raises UserError, naming the file, where it cannot be read."""
+
+
+@runtime_checkable
+class Dataset(Images, Protocol):
+    """Images with classes and ground truth."""
+
+    categories: tuple[Category, ...]
+
+    def ground_truth(self) -> dict:
+        """In COCO's format, for pycocotools, with the original ids."""
+
+
+def coco_ground_truth(dataset: Dataset) -> dict:
+    """The ground truth of a dataset that has no annotation file; areas are the boxes'."""
     images, annotations = [], []
     for index in range(len(dataset)):
         record = dataset.record(index)

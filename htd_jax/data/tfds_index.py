@@ -1,4 +1,4 @@
-"""TFDS sets on disk, without TensorFlow: where boxes are in them, their records by number, and an index of the small parts.
+"""TFDS sets on disk, without TensorFlow: where their boxes are, their records by number, an index of the small parts.
 
 Records are tf.Examples with encoded images. What batches are planned from (sizes, boxes) is inside them, so it is read
 once for all records and kept in an index file beside the set.
@@ -12,6 +12,7 @@ import re
 import struct
 import tempfile
 import zipfile
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -36,21 +37,21 @@ class Fields:
     name: str | None
 
 
-def find_set(name, folder):
+def find_set(name: str, folder: str | os.PathLike) -> pathlib.Path:
     """Directory of the newest prepared version of the TFDS set `name` ("coco/2017") under the data dir `folder`."""
     root = pathlib.Path(folder or tfds.core.constants.DATA_DIR).expanduser() / name
     if (root / "dataset_info.json").is_file():  # name ends in the version
         return root
-    versions = [path for path in root.glob("*") if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
-    versions = [path for path in versions if (path / "dataset_info.json").is_file()]
+    versions = [path.parent for path in root.glob("*/dataset_info.json")
+                if re.fullmatch(r"\d+\.\d+\.\d+", path.parent.name)]
     if not versions:
         raise UserError(f"no prepared TFDS set in {root}: set data.tfds.name and data.tfds.dir, or make one from COCO "
                         "files with python -m htd_jax.prepare --coco DIR --tfds DIR")
     return max(versions, key=lambda path: tuple(map(int, path.name.split("."))))
 
 
-def find_fields(features, name):
-    """Finds the features of detection in a FeaturesDict by their types; `name` stands for the set in errors."""
+def find_fields(features: tfds.features.FeaturesDict, name: str | os.PathLike) -> Fields:
+    """Finds the features of detection by their types; `name` stands for the set in errors."""
     groups = {}
     for key, feature in features.items():
         if isinstance(getattr(feature, "feature", None), tfds.features.FeaturesDict):
@@ -58,9 +59,9 @@ def find_fields(features, name):
             groups |= {key: found} if all(found) else {}
     image_keys = _of(features, tfds.features.Image)
     if not image_keys or not groups:
-        raise UserError(f"TFDS set {name} cannot train a detector: it needs an image and a sequence with boxes and labels, "
-                        f"and has {', '.join(features)}")
-    objects = "objects" if "objects" in groups else next(iter(groups))
+        raise UserError(f"TFDS set {name} cannot train a detector: it needs an image and a sequence with boxes and "
+                        f"labels, and has {', '.join(features)}")
+    objects = _any(groups, "objects", *groups)
     boxes, labels = groups[objects]
     group = features[objects].feature
     box_format = group[boxes[0]].bbox_format
@@ -68,37 +69,36 @@ def find_fields(features, name):
         raise UserError(f"TFDS set {name} does not say the format of its boxes ({objects}/{boxes[0]})")
     numbers = [key for key, feature in features.items() if feature.np_dtype in (np.int64, np.int32)]
     return Fields(
-        image=_first(image_keys, "image"), objects=objects, box=_first(boxes, "bbox"), label=_first(labels, "label"),
-        box_format=box_format.value,
+        image=_any(image_keys, "image", image_keys[0]), objects=objects, box=_any(boxes, "bbox", boxes[0]),
+        label=_any(labels, "label", labels[0]), box_format=box_format.value,
         crowd=_any(group, "is_crowd", "iscrowd"),
         image_id=_any(numbers, "image/id", "image_id", "id"),
         name=_any(features, "image/filename", "filename", "file_name"),
     )
 
 
-def open_records(builder, split):
+def open_records(builder: tfds.core.DatasetBuilder, split: str) -> Any:
     """The serialised examples of a split, by number: ArrayRecord through TFDS, or TFRecord."""
     info = builder.info.splits[split]
     if builder.info.file_format == tfds.core.FileFormat.TFRECORD:
         return TfRecords(info.filepaths, info.num_examples)
-    raw = tfds.decode.DeserializeMethod.RAW_BYTES
-    return builder.as_data_source(split, deserialize_method=raw)
+    return builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
 
 
 class TfRecords:
     """Random access to TFRecord files: a record is its length (8 bytes), 4 of checksum, the data, 4 of checksum."""
 
-    def __init__(self, paths, count):
+    def __init__(self, paths: list, count: int):
         self._files = [open(os.fspath(path), "rb") for path in paths]
         self._places = [place for file in self._files for place in self._scan(file)]
         if len(self._places) != count:
             raise UserError(f"TFRecord files {paths[0]} ... hold {len(self._places)} records, not {count}: "
                             "prepare the set again")
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._places)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> bytes:
         file, start, length = self._places[index]
         return os.pread(file.fileno(), length, start)  # unlike seek and read, safe among threads
 
@@ -114,16 +114,16 @@ class TfRecords:
             at += 16 + length
 
 
-def parse(builder, fields, record):
+def parse(builder: tfds.core.DatasetBuilder, fields: Fields, record: bytes) -> dict:
     """Example of one record as numpy, its image still encoded (bytes)."""
     return builder.info.features.deserialize_example_np(record, decoders={fields.image: tfds.decode.SkipDecoding()})
 
 
-def load_index(builder, split, fields, records):
+def load_index(builder: tfds.core.DatasetBuilder, split: str, fields: Fields, records: Any) -> dict[str, np.ndarray]:
     """Reads the index of a split, or makes it and keeps it beside the set (in the user's cache if that is read-only).
 
     Returns:
-      Dict: ids int64 [n], names [n], sizes int32 [n, 2] (height, width), starts int64 [n + 1] into the rows of
+      ids int64 [n], names [n], sizes int32 [n, 2] (height, width), starts int64 [n + 1] into the rows of
       boxes float32 [m, 4] (x1 y1 x2 y2 pixels), labels int32 [m], crowd bool [m].
     """
     info, directory = builder.info.splits[split], pathlib.Path(builder.data_dir)
@@ -150,7 +150,7 @@ def _read_index(path, state):
         with np.load(path) as index:
             return {key: index[key] for key in index.files if key != "state"} if str(index["state"]) == state else None
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
-        return None  # absent or damaged: made anew
+        return None  # absent or damaged: made again
 
 
 def _write_index(path, index):
@@ -163,28 +163,25 @@ def _write_index(path, index):
 
 
 def _make_index(builder, split, fields, records):
-    ids, names, sizes, boxes, labels, crowd = [], [], [], [], [], []
+    ids, names, sizes, boxes, labels, crowd = [], [], [], [np.zeros((0, 4))], [], []
     for row in tqdm(range(len(records)), desc=f"indexing {builder.name} {split}", unit=" images", disable=None):
         example = parse(builder, fields, records[row])
         objects = example[fields.objects]
-        name = example[fields.name].decode() if fields.name else f"{split}[{row}]"
+        names.append(example[fields.name].decode() if fields.name else f"{split}[{row}]")
         try:
             width, height = Image.open(io.BytesIO(example[fields.image])).size
         except Exception:
-            raise UserError(f"image {name} of TFDS set {builder.data_dir} is not an image") from None
-        label = np.asarray(objects[fields.label], np.int32).reshape(-1)
-        box = np.asarray(objects[fields.box], np.float64).reshape(-1, 4)
+            raise UserError(f"image {names[-1]} of TFDS set {builder.data_dir} is not an image") from None
         ids.append(int(example[fields.image_id]) if fields.image_id else row + 1)
-        names.append(name)
         sizes.append((height, width))
+        labels.append(np.asarray(objects[fields.label], np.int32).reshape(-1))
+        box = np.asarray(objects[fields.box], np.float64).reshape(-1, 4)
         boxes.append(_to_pixels(box, fields.box_format, height, width))
-        labels.append(label)
-        crowd.append(np.asarray(objects[fields.crowd], bool).reshape(-1) if fields.crowd else np.zeros(len(label), bool))
+        crowd.append(np.asarray(objects[fields.crowd] if fields.crowd else labels[-1] * 0, bool).reshape(-1))
     return dict(
         ids=np.array(ids, np.int64), names=np.array(names, str), sizes=np.array(sizes, np.int32).reshape(-1, 2),
-        starts=np.cumsum([0, *map(len, labels)]),
-        boxes=np.concatenate(boxes or [np.zeros((0, 4))]).astype(np.float32),
-        labels=np.concatenate(labels or [np.zeros(0, np.int32)]), crowd=np.concatenate(crowd or [np.zeros(0, bool)]),
+        starts=np.cumsum([0, *map(len, labels)]), boxes=np.concatenate(boxes).astype(np.float32),
+        labels=np.concatenate([np.zeros(0, np.int32), *labels]), crowd=np.concatenate([np.zeros(0, bool), *crowd]),
     )
 
 
@@ -197,13 +194,9 @@ def _to_pixels(boxes, box_format, height, width):
     return boxes * [width, height, width, height] if box_format.startswith("REL") else boxes
 
 
-def _of(features, kind):
-    return [key for key, feature in features.items() if isinstance(feature, kind)]
+def _of(features, feature_type):
+    return [key for key, feature in features.items() if isinstance(feature, feature_type)]
 
 
 def _any(keys, *wanted):
     return next((key for key in wanted if key in keys), None)
-
-
-def _first(keys, preferred):
-    return preferred if preferred in keys else keys[0]

@@ -1,18 +1,18 @@
 """Boxes as they are after an image has been resized and flipped; its pixels are in images.py."""
+from collections.abc import Sequence
+
 import numpy as np
+from jaxtyping import Float32
 
 
-def transform_boxes(boxes, scale, size, flip=False):
-    """Boxes of an image as they are in its resized and perhaps flipped pixels.
+def transform_boxes(boxes: Float32[np.ndarray, "G 4"], scale: np.ndarray | Sequence,
+                    size: np.ndarray | Sequence, flip: bool = False) -> Float32[np.ndarray, "G 4"]:
+    """Boxes of an image (x1 y1 x2 y2) in its resized and perhaps flipped pixels.
 
     Args:
-      boxes: float32 [n, 4], x1 y1 x2 y2 in pixels of the original.
-      scale: float32 [2], (sx, sy) = new / old.
+      scale: (sx, sy) = new / old.
       size: (height, width) after resizing; boxes are clipped to it.
       flip: whether the image is mirrored left to right: x1' = w - x2, x2' = w - x1.
-
-    Returns:
-      float32 [n, 4].
     """
     height, width = size
     boxes = boxes * np.tile(np.float32(scale), 2)

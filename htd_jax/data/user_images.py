@@ -1,20 +1,23 @@
-"""What a user hands over to be looked at, as a data set: paths, folders, arrays, PIL images."""
+"""What a user hands over, as a dataset: paths, folders, arrays, PIL images."""
 import os
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from htd_jax.data import images
+from htd_jax.data.records import Record
 from htd_jax.errors import UserError
 
-_TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+_TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _EXIF_ORIENTATION = 0x0112
+_NO_BOXES = np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool)
 
 
 class Size(NamedTuple):
-    """All that the pipeline wants to know of an image beforehand, in pixels."""
+    """Of an image, in pixels."""
 
     height: int
     width: int
@@ -26,11 +29,11 @@ class UserImages:
     Attributes:
       single: whether one image was given, not a folder or list.
       names: of each, for messages: its path, or "array 3".
-      errors: index -> UserError, of those that cannot be used. Headers are read at once; what is damaged
-        further inside is added by `image`.
+      errors: index -> UserError, of those that cannot be used. Headers are read at once; damage further inside is
+        added by `image`.
     """
 
-    def __init__(self, x):
+    def __init__(self, x: Any):
         """`x`: an image, a folder, or a list of images and folders; an image is a path, a PIL image, or an array
         uint8 [H, W, 3] RGB or [H, W]. UserError where it is something else, or a folder without images."""
         self.single = not isinstance(x, (list, tuple)) and not _is_folder(x)
@@ -43,52 +46,50 @@ class UserImages:
             except UserError as error:
                 self.errors[i] = error
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._items)
 
-    def image(self, i):
-        """uint8 [H, W, 3] RGB; raises UserError where image i cannot be read."""
+    def image(self, i: int) -> UInt8[np.ndarray, "H W 3"]:
+        """RGB; raises UserError where image i cannot be read."""
         item, size = self._items[i], self._sizes.get(i)
         if i in self.errors:
             raise self.errors[i]
         try:
             array = images.read(item) if isinstance(item, pathlib.Path) else _rgb(item)
             if array.shape[:2] != size:
-                raise UserError(f"image file {item} is damaged: its header says {size.width} x {size.height} pixels, but "
-                                f"it has {array.shape[1]} x {array.shape[0]}")
+                raise UserError(f"image file {item} is damaged: its header says {size.width} x {size.height} pixels, "
+                                f"but it has {array.shape[1]} x {array.shape[0]}")
         except UserError as error:
             self.errors[i] = error
             raise
         return array
 
-    def readable(self):
-        """The images without error, as the pipeline reads a data set."""
+    def readable(self) -> "Readable":
+        """The images without error, as the pipeline reads a dataset."""
         return Readable(self, sorted(self._sizes))
 
-    def size(self, i):
-        """`Size` of image i."""
+    def size(self, i: int) -> Size:
         return self._sizes[i]
 
 
 class Readable:
-    """Some of the images. One that turns out damaged becomes a black image, so that the others go on."""
+    """Some of the images. One that turns out damaged becomes a black image, so that the others are processed."""
 
-    def __init__(self, user_images, rows):
+    def __init__(self, user_images: UserImages, rows: list[int]):
         self._images, self.rows = user_images, rows
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.rows)
 
-    def record(self, i):
-        """What of a Record the pipeline needs."""
-        return self._images.size(self.rows[i])
+    def record(self, i: int) -> Record:
+        row = self.rows[i]
+        return Record(row, self._images.names[row], *self._images.size(row), *_NO_BOXES)
 
-    def image(self, i):
-        """uint8 [H, W, 3] RGB."""
+    def image(self, i: int) -> UInt8[np.ndarray, "H W 3"]:
         try:
             return self._images.image(self.rows[i])
         except UserError:
-            return np.zeros((*self.record(i), 3), np.uint8)
+            return np.zeros((*self._images.size(self.rows[i]), 3), np.uint8)
 
 
 def _is_folder(x):
@@ -108,17 +109,15 @@ def _expanded(item):
 
 
 def _name(item, i):
-    return str(item) if isinstance(item, pathlib.Path) else f"{'PIL image' if _is_pil(item) else 'array'} {i}"
-
-
-def _is_pil(item):
-    return isinstance(item, Image.Image)
+    if isinstance(item, pathlib.Path):
+        return str(item)
+    return f"{'PIL image' if isinstance(item, Image.Image) else 'array'} {i}"
 
 
 def _size(item, name):
     if isinstance(item, pathlib.Path):
         return _file_size(item)
-    if _is_pil(item):
+    if isinstance(item, Image.Image):
         return Size(item.height, item.width)
     if not hasattr(item, "dtype"):
         raise UserError(f"cannot detect in a {type(item).__name__}: give a path, a PIL image, an array uint8 "
@@ -134,14 +133,14 @@ def _file_size(path):
     try:
         with Image.open(path) as image:
             width, height = image.size
-            turned = image.getexif().get(_EXIF_ORIENTATION) in _TURNED
+            transposed = image.getexif().get(_EXIF_ORIENTATION) in _TRANSPOSED
     except Exception:  # not found, no image, damaged: decoding says which
         return Size(*images.read(path).shape[:2])
-    return Size(width, height) if turned else Size(height, width)
+    return Size(width, height) if transposed else Size(height, width)
 
 
 def _rgb(item):
-    if _is_pil(item):
+    if isinstance(item, Image.Image):
         return np.asarray(item.convert("RGB"))
     array = np.asarray(item)
     return array if array.ndim == 3 else np.repeat(array[..., None], 3, axis=2)

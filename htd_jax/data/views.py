@@ -1,19 +1,24 @@
 """Batches as `models.detect.detect` takes them: one view of every image, or one a scale for test-time augmentation."""
+from collections.abc import Iterator
+
 import numpy as np
+from jaxtyping import Int
+from ml_collections import ConfigDict
 
 from htd_jax.data import images, padding, pipeline
+from htd_jax.data.records import Images
+
+# A batch (`data.pipeline`), or with `test.tta` one a scale, whose rows are the same images.
+Views = dict[str, np.ndarray] | tuple[dict[str, np.ndarray], ...]
 
 
-def batches(dataset, config, batch_size, process_index=0, process_count=1):
-    """Yields (index int [B], batch) until every image of the data set has come exactly once.
+def batches(dataset: Images, config: ConfigDict, batch_size: int, process_index: int = 0,
+            process_count: int = 1) -> Iterator[tuple[Int[np.ndarray, " B"], Views]]:
+    """Yields (rows of the dataset, batch) until every image has come exactly once; row -1 is a filler.
 
     Args:
-      dataset: its rows are what `index` counts; -1 is a filler row.
       config: `test.scale`, or with `test.tta` `test.tta_scales`; `data.pad_to`, `data.workers`.
       batch_size: images over all processes; this process yields its part of each batch.
-
-    `batch` is a dict of numpy arrays (`data.pipeline`), with `test.tta` a tuple of such dicts, one a scale, whose
-    rows are the same images.
     """
     process = dict(process_index=process_index, process_count=process_count)
     if not config.test.tta:
@@ -23,8 +28,8 @@ def batches(dataset, config, batch_size, process_index=0, process_count=1):
     scales = config.test.tta_scales
     for rows in _alike(dataset, config.data.pad_to, scales):
         part = _Rows(dataset, rows)
-        each = [pipeline.eval_batches(part, config, batch_size, scale, **process) for scale in scales]
-        for views in zip(*each, strict=True):
+        streams = [pipeline.eval_batches(part, config, batch_size, scale, **process) for scale in scales]
+        for views in zip(*streams, strict=True):
             indices, views = zip(*map(_split, views))
             if any((other != indices[0]).any() for other in indices[1:]):
                 raise RuntimeError("the views of a batch show different images")
@@ -48,7 +53,7 @@ def _alike(dataset, pad_to, scales):
 
 
 class _Rows:
-    """Some rows of a data set."""
+    """Some rows of a dataset."""
 
     def __init__(self, dataset, rows):
         self._dataset, self._rows = dataset, rows

@@ -1,1 +1,1 @@
-"""Running a detector over a data set, scoring it as COCO does, and showing what it found."""
+"""Running a detector over a dataset, scoring it as COCO does, and drawing its detections."""

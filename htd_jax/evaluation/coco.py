@@ -5,6 +5,7 @@ without annotations) is -1, as the COCO API gives it; it is never counted in a m
 """
 import contextlib
 import io
+from collections.abc import Sequence
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -15,21 +16,15 @@ from htd_jax.errors import UserError
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 
-def to_results(image_id, detections, category_ids):
-    """The detections of one image as a list of COCO results.
+def to_results(image_id: int | str, detections: dict[str, np.ndarray], category_ids: Sequence[int]) -> list[dict]:
+    """The detections of one image as COCO results, in the same order; rows that are not valid are left out.
 
     Args:
-      image_id: the id that the data set's own file gives the image.
-      detections: dict of one image's `boxes` float32 [N, 4] x1 y1 x2 y2 in pixels of the original
-        image, `scores` float32 [N], `labels` int32 [N], `valid` bool [N].
-      category_ids: sequence; the original category id of label i is `category_ids[i]`.
-
+      detections: `boxes` [N, 4] x1 y1 x2 y2 in pixels of the original image, `scores`, `labels`, `valid` [N].
+      category_ids: the original category id of label i is `category_ids[i]`.
     Returns:
-      List of dicts `image_id`, `category_id`, `bbox` (x, y, width, height; 3 decimals), `score`
-      (6 decimals), in the order of the detections; rows that are not valid are left out.
-
-    Raises:
-      UserError: a box or score is not finite, which is what the weights of a diverged run give.
+      Dicts `image_id`, `category_id`, `bbox` (x, y, width, height; 3 decimals), `score` (6 decimals).
+    Raises UserError: a box or score is not finite, which is what the weights of a diverged run give.
     """
     keep = np.asarray(detections["valid"], bool)
     boxes = np.asarray(detections["boxes"], np.float64)[keep]
@@ -42,37 +37,34 @@ def to_results(image_id, detections, category_ids):
             for label, box, score in zip(labels.tolist(), xywh.tolist(), scores.round(6).tolist())]
 
 
-def score(ground_truth, results):
+def score(ground_truth: dict, results: list[dict]) -> dict:
     """The 12 numbers of COCO's box evaluation, and the AP of each class.
 
     Args:
-      ground_truth: COCO dict with `images`, `annotations`, `categories`. Image ids may be integers,
-        floats or strings; `iscrowd` and `area` are filled in (0, width x height) where absent. Every
-        image that it lists counts, also one without boxes or without detections.
-      results: list of COCO results (`to_results`), possibly empty.
-
+      ground_truth: `images`, `annotations`, `categories` in COCO's format. Image ids may be integers, floats or
+        strings; `iscrowd` and `area` are filled in (0, width x height) where absent. Every image that it lists counts,
+        also one without boxes or without detections.
+      results: COCO results (`to_results`).
     Returns:
-      Dict of the names in `METRICS` (floats in 0..1, or -1 where there is no ground truth), then
-      `per_class` (class name -> AP) and `images` (how many counted).
-
-    Raises:
-      UserError: a result names an image or category that the ground truth does not list.
+      The names in `METRICS` (floats in 0..1, or -1 where there is no ground truth), then `per_class` (class name -> AP)
+      and `images` (how many counted).
+    Raises UserError: a result names an image or category that the ground truth does not list.
     """
     images = _ranks(image["id"] for image in ground_truth["images"])
     categories = _ranks(category["id"] for category in ground_truth["categories"])
-    truth = [_annotation(a, images, categories) for a in ground_truth.get("annotations", ())
-             if a["image_id"] in images]
+    truth = [_annotation(a, images, categories) for a in ground_truth.get("annotations", ()) if a["image_id"] in images]
     found = [_detection(r, images, categories) for r in results]
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(_coco(truth, images, categories), _coco(found, images, categories), "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return {**{name: float(value) for name, value in zip(METRICS, evaluation.stats)},
-            "per_class": _per_class(evaluation, ground_truth["categories"], categories), "images": len(images)}
+    numbers = {name: float(value) for name, value in zip(METRICS, evaluation.stats)}
+    per_class = _per_class(evaluation, ground_truth["categories"], categories)
+    return numbers | {"per_class": per_class, "images": len(images)}
 
 
-def table(metrics):
+def table(metrics: dict) -> str:
     """The 12 numbers as lines to print."""
     lines = [f"{name:>6} {metrics[name]:.4f}" if metrics[name] > -1 else f"{name:>6}      -" for name in METRICS]
     if all(metrics[name] == -1 for name in METRICS):
@@ -82,11 +74,7 @@ def table(metrics):
 
 def _ranks(ids):
     """Original id -> 0, 1, ... in ascending order, the COCO API's own, which decides among equal scores."""
-    unique = set(ids)
-    try:
-        ordered = sorted(unique)
-    except TypeError:  # integers beside strings
-        ordered = sorted(unique, key=lambda i: (isinstance(i, str), str(i)))
+    ordered = sorted(set(ids), key=lambda i: (isinstance(i, str), i))
     return {original: rank for rank, original in enumerate(ordered)}
 
 

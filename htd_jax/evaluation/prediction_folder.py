@@ -2,22 +2,23 @@
 import collections
 import dataclasses
 import json
+import os
 import pathlib
 
-from htd_jax.errors import UserError
+from htd_jax.data.user_images import UserImages
 from htd_jax.evaluation import drawing, runner
 
 
 class PredictionFolder:
     """Writes images as they come, and all detections at the end (`close`). Does nothing without a folder."""
 
-    def __init__(self, folder, images):
-        """`folder`: created where missing, None for none; `images`: a `data.user_images.UserImages`."""
+    def __init__(self, folder: str | os.PathLike | None, images: UserImages):
+        """`folder`: created where missing."""
         self._folder = folder and runner.make_folder(folder)
         self._images, self._found = images, {}
         self._files = _file_names(images.names)
 
-    def add(self, i, detections):
+    def add(self, i: int, detections: list) -> None:
         """Draws image i with its list of `Detection`."""
         if not self._folder:
             return
@@ -25,24 +26,20 @@ class PredictionFolder:
         labels, names = [d.label_id for d in detections], {d.label_id: d.label for d in detections}
         drawn = drawing.draw(self._images.image(i), [d.box for d in detections], labels,
                              [d.score for d in detections], names)
-        self._guarded(drawn.save, self._folder / self._files[i], quality=92)
+        with runner.writing_to_folder(self._folder):
+            drawn.save(self._folder / self._files[i], quality=92)
 
-    def close(self):
-        """Writes detections.json: a list of `image`, `drawn`, `width`, `height` and `detections`, in the order given."""
+    def close(self) -> None:
+        """Writes detections.json: rows of `image`, `drawn`, `width`, `height` and `detections`, in the order given."""
         if not self._folder:
             return
         rows = [{"image": self._images.names[i], "drawn": self._files[i], **self._images.size(i)._asdict(),
                  "detections": [_rounded(d) for d in self._found[i]]} for i in sorted(self._found)]
-        self._guarded((self._folder / "detections.json").write_text, json.dumps(rows, indent=1) + "\n")
-
-    def _guarded(self, write, *args, **kwargs):
-        try:
-            write(*args, **kwargs)
-        except OSError as error:
-            raise UserError(f"cannot write to the output folder {self._folder}: {error.strerror}") from error
+        with runner.writing_to_folder(self._folder):
+            (self._folder / "detections.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 
-def summary(detections):
+def summary(detections: list) -> str:
     """"2 person, 1 dog": how many of each class, the commonest first."""
     counts = collections.Counter(d.label for d in detections).most_common()
     return ", ".join(f"{count} {label}" for label, count in counts) or "nothing"

@@ -3,50 +3,61 @@ import base64
 import html
 import io
 import json
+import os
 import pathlib
 import string
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Int8
+from ml_collections import ConfigDict
 from pycocotools import mask
 
+from htd_jax.data import Dataset, Record
 from htd_jax.evaluation import coco, drawing
 
 SHOWN = 6  # images of each kind
 _TEMPLATE = pathlib.Path(__file__).with_name("report.html")
 
 
-def write(path, metrics, dataset, detections, config, command=""):
+class Tally(NamedTuple):
+    """Of one image: its objects without crowds; the claims (detections of at least `THRESHOLD`) right and wrong."""
+
+    objects: int
+    right: int
+    wrong: int
+
+
+def write(path: str | os.PathLike, metrics: dict, dataset: Dataset, detections: list[dict[str, np.ndarray]],
+          config: ConfigDict, command: str = "") -> None:
     """Writes the page.
 
     Args:
-      path: where to.
-      metrics: what `coco.score` gave.
-      dataset: gives `categories`, `record(i)` and `image(i)`.
-      detections: list over the rows of `dataset` of dicts `boxes` [N, 4] x1 y1 x2 y2 in original
-        pixels, `scores` [N], `labels` [N]; best first.
-      config: shown as it is.
-      command: the command line that led here.
+      metrics: what `coco.score` returned.
+      detections: what `runner.collect` returned; best first.
+      config, command: shown as they are.
     """
     records = [dataset.record(i) for i in range(len(detections))]
     hits = [match(found, record) for found, record in zip(detections, records)]
-    worst, best = _extremes(detections, records, hits)
+    tallies = [_tally(*row) for row in zip(detections, records, hits)]
+    worst, best = _extremes(tallies)
     names = [category.name for category in dataset.categories]
     page = string.Template(_TEMPLATE.read_text()).substitute(
         title=f"AP {_number(metrics['AP'])} on {len(detections)} images",
         images=len(detections), detections=sum(len(found["scores"]) for found in detections),
         numbers=_numbers(metrics), classes=_classes(metrics, names, detections, records),
         histogram=_histogram(detections, hits), threshold=drawing.THRESHOLD,
-        worst="".join(_figure(dataset, i, detections[i], records[i], hits[i], names) for i in worst),
-        best="".join(_figure(dataset, i, detections[i], records[i], hits[i], names) for i in best),
+        worst="".join(_figure(dataset.image(i), detections[i], records[i], tallies[i], names) for i in worst),
+        best="".join(_figure(dataset.image(i), detections[i], records[i], tallies[i], names) for i in best),
         command=html.escape(command), config=html.escape(json.dumps(config.to_dict(), indent=1, default=str)))
     pathlib.Path(path).write_text(page, encoding="utf-8")
 
 
-def match(found, record, iou=.5):
+def match(found: dict[str, np.ndarray], record: Record, iou: float = .5) -> Int8[np.ndarray, " N"]:
     """Greedy matching of one image's detections, best first, to its objects of the same class.
 
-    Returns int8 [N]: 1 where a detection takes an object at IoU >= `iou`, -1 where it lies on a crowd of
-    its class (neither right nor wrong), else 0.
+    Returns 1 where a detection takes an object at IoU >= `iou`, -1 where it lies on a crowd of its class (neither right
+    nor wrong), else 0.
     """
     result = np.zeros(len(found["scores"]), np.int8)
     if not len(result) or not len(record.boxes):
@@ -68,34 +79,31 @@ def _xywh(boxes):
     return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
 
 
-def _extremes(detections, records, hits):
+def _tally(found, record, hit):
+    claimed = hit[found["scores"] >= drawing.THRESHOLD]
+    return Tally(int((~record.crowd).sum()), int((claimed == 1).sum()), int((claimed == 0).sum()))
+
+
+def _extremes(tallies):
     """Rows of the worst and of the best images; among equals the one with more objects tells more."""
-    ranked = []
-    for i, (found, record, hit) in enumerate(zip(detections, records, hits)):
-        claimed = found["scores"] >= drawing.THRESHOLD
-        objects, right = int((~record.crowd).sum()), int((hit[claimed] == 1).sum())
-        total = objects + int((hit[claimed] == 0).sum())
-        if total:
-            ranked.append((right / total, objects, i))
+    ranked = [(t.right / (t.objects + t.wrong), t.objects, i) for i, t in enumerate(tallies) if t.objects + t.wrong]
     best = [i for share, _, i in sorted(ranked, key=lambda r: (-r[0], -r[1])) if share > 0][:SHOWN]
     worst = [i for share, _, i in sorted(ranked, key=lambda r: (r[0], -r[1])) if share < 1 and i not in best]
     return worst[:SHOWN], best
 
 
-def _figure(dataset, i, found, record, hit, names):
-    image, claimed = dataset.image(i), found["scores"] >= drawing.THRESHOLD
-    objects, right = int((~record.crowd).sum()), int((hit[claimed] == 1).sum())
-    truth = drawing.draw(image, record.boxes, record.labels, None, names)
-    drawn = drawing.draw(image, found["boxes"][claimed], found["labels"][claimed], found["scores"][claimed], names)
-    picture = drawing.beside(("ground truth", truth), ("detections", drawn))
-    picture = drawing.fit(picture, 1000, 1000) if max(picture.size) > 1000 else picture
-    caption = f"{record.name}: {right} of {objects} found, {int((hit[claimed] == 0).sum())} false"
-    return f'<figure><img alt="" src="{_jpeg(picture)}"><figcaption>{html.escape(caption)}</figcaption></figure>\n'
+def _figure(image, found, record, tally, names):
+    boxes, labels, scores = (found[key][found["scores"] >= drawing.THRESHOLD] for key in ("boxes", "labels", "scores"))
+    panels = drawing.beside(("ground truth", drawing.draw(image, record.boxes, record.labels, None, names)),
+                            ("detections", drawing.draw(image, boxes, labels, scores, names)))
+    panels = drawing.fit(panels, 1000, 1000) if max(panels.size) > 1000 else panels
+    caption = html.escape(f"{record.name}: {tally.right} of {tally.objects} found, {tally.wrong} false")
+    return f'<figure><img alt="" src="{_jpeg(panels)}"><figcaption>{caption}</figcaption></figure>\n'
 
 
-def _jpeg(picture):
+def _jpeg(image):
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=82)
+    image.save(buffer, "JPEG", quality=82)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -110,10 +118,9 @@ def _numbers(metrics):
 
 
 def _classes(metrics, names, detections, records):
-    labels = [record.labels[~record.crowd] for record in records]
-    objects = np.bincount(np.concatenate([*labels, np.zeros(0, int)]).astype(int), minlength=len(names))
-    found = np.bincount(np.concatenate([*(d["labels"] for d in detections), np.zeros(0, int)]).astype(int),
-                        minlength=len(names))
+    count = lambda labels: np.bincount(np.concatenate([np.zeros(0, int), *labels]).astype(int), minlength=len(names))
+    objects = count(record.labels[~record.crowd] for record in records)
+    found = count(d["labels"] for d in detections)
     return "".join(f'<tr><td>{html.escape(str(name))}</td><td data-value="{ap}">{_number(ap)}</td>'
                    f"<td>{objects[i]}</td><td>{found[i]}</td></tr>\n"
                    for i, (name, ap) in enumerate(metrics["per_class"].items()))
@@ -121,14 +128,14 @@ def _classes(metrics, names, detections, records):
 
 def _histogram(detections, hits, bins=20, width=800, height=160):
     """Inline SVG: for each score range all detections, and in front of them the hits."""
-    scores = np.concatenate([*(d["scores"] for d in detections), np.zeros(0)])
-    hit = np.concatenate([*hits, np.zeros(0, np.int8)]) == 1
+    scores = np.concatenate([np.zeros(0), *(d["scores"] for d in detections)])
+    hit = np.concatenate([np.zeros(0), *hits]) == 1
     every, right = (np.histogram(s, bins, (0, 1))[0] for s in (scores, scores[hit]))
     top, step, parts = max(1, every.max()) ** .5, width / bins, []
     for i in range(bins):
-        for count, kind in ((every[i], "other"), (right[i], "hit")):
+        for count, name in ((every[i], "other"), (right[i], "hit")):
             bar = count ** .5 / top * height
-            parts.append(f'<rect class="{kind}" x="{i * step + 1:.0f}" y="{height + 15 - bar:.1f}" '
+            parts.append(f'<rect class="{name}" x="{i * step + 1:.0f}" y="{height + 15 - bar:.1f}" '
                          f'width="{step - 2:.0f}" height="{bar:.1f}"/>')
         parts.append(f'<text x="{i * step + 2:.0f}" y="{height + 12 - every[i] ** .5 / top * height:.1f}">'
                      f'{every[i] or ""}</text><text x="{i * step:.0f}" y="{height + 30}">{i / bins:.2f}</text>')

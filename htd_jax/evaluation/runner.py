@@ -1,24 +1,29 @@
-"""Detections of every image of a data set, over all devices and hosts, then their score and files.
+"""Detections of every image of a dataset, over all devices and hosts, then their score and files.
 
 Each host detects its own part of every batch on its own devices; only finished detections are exchanged.
 """
 import collections
+import contextlib
+import itertools
 import json
 import logging
+import os
 import pathlib
 import shlex
 import sys
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from htd_jax import mesh as mesh_lib
-from htd_jax.data import views
-from htd_jax.errors import UserError
+from htd_jax.data import Dataset, views
+from htd_jax.errors import writing_to
 from htd_jax.evaluation import coco, drawing, report
 
 FIELDS = ("boxes", "scores", "labels", "valid")
@@ -26,7 +31,7 @@ log = logging.getLogger(__name__)
 _LINE_EVERY = 30  # seconds between lines of progress where there is no terminal
 
 
-def compile_detect(detect, mesh=None):
+def compile_detect(detect: Callable, mesh: Mesh | None = None) -> Callable:
     """Compiles `Functions.detect`, once for each shape of batch.
 
     Returns:
@@ -36,29 +41,24 @@ def compile_detect(detect, mesh=None):
     """
     if mesh is None:
         return jax.jit(detect)
-    everywhere = NamedSharding(mesh.local_mesh, PartitionSpec())
-    rows = NamedSharding(mesh.local_mesh, PartitionSpec(mesh.axis_names))
-    compiled = jax.jit(mesh_lib.under(mesh.local_mesh, detect), in_shardings=(everywhere, rows), out_shardings=rows)
+    rows = mesh_lib.split(mesh.local_mesh)
+    compiled = jax.jit(mesh_lib.under(mesh.local_mesh, detect), in_shardings=(mesh_lib.replicated(mesh.local_mesh), rows),
+                       out_shardings=rows)
     return lambda states, batch: compiled(states, jax.device_put(batch, rows))
 
 
-def evaluate(detect_fn, dataset, config, output=None, mesh=None):
-    """Runs a detector over every image of a data set and scores what it finds.
+def evaluate(detect_fn: Callable, dataset: Dataset, config: ConfigDict, output: str | os.PathLike | None = None,
+             mesh: Mesh | None = None) -> dict:
+    """Runs a detector over every image of a dataset and scores its detections.
 
     Args:
       detect_fn: batch (numpy) -> detections; `compile_detect` with its first argument bound is one.
-      dataset: what `data.open_dataset` gives.
       config: `test` and `data` are read here.
-      output: folder for metrics.json, detections.json, detections.png and report.html, written by process 0; None
-        for none.
-      mesh: the mesh that `detect_fn` spreads a batch over, `config.test.batch_size` images a device; None for
-        one device.
-
+      output: folder for metrics.json, detections.json, detections.png and report.html, written by process 0.
+      mesh: what `detect_fn` spreads a batch over, `config.test.batch_size` images a device; None for one device.
     Returns:
-      Dict of the names of `coco.METRICS`, `per_class` and `images`, the same on all hosts.
-
-    Raises:
-      UserError: an image cannot be read, detections are not finite, or `output` cannot be written to.
+      The names of `coco.METRICS`, `per_class` and `images`, the same on all hosts.
+    Raises UserError: an image cannot be read, detections are not finite, or `output` cannot be written to.
     """
     folder = None if output is None else make_folder(output)
     detections = collect(detect_fn, dataset, config, 1 if mesh is None else mesh.local_mesh.size)
@@ -71,15 +71,16 @@ def evaluate(detect_fn, dataset, config, output=None, mesh=None):
         _check_count(metrics["images"], len(dataset))
         if folder is not None:
             _write(folder, metrics, results, dataset, detections, config)
-    return _tell_all(metrics)
+    return _broadcast(metrics)
 
 
-def collect(detect_fn, dataset, config, local_devices=1):
-    """The detections of every image, on every host.
+def collect(detect_fn: Callable, dataset: Dataset, config: ConfigDict,
+            local_devices: int = 1) -> list[dict[str, np.ndarray]]:
+    """The detections of every row of `dataset`, best first, on every host.
 
     Returns:
-      List over the rows of `dataset` of dicts of numpy arrays, best first: `boxes` float32 [n, 4] x1 y1 x2 y2 in
-      pixels of the original, `scores` float32 [n], `labels` int32 [n], `valid` bool [n] (all true).
+      `boxes` float32 [n, 4] x1 y1 x2 y2 in pixels of the original, `scores` float32 [n], `labels` int32 [n], `valid`
+      bool [n] (all true).
     """
     hosts = jax.process_count()
     batches = views.batches(dataset, config, config.test.batch_size * local_devices * hosts, jax.process_index(), hosts)
@@ -95,40 +96,40 @@ def collect(detect_fn, dataset, config, local_devices=1):
 
 
 def _known(found, classes):
-    """Mask of labels that the data set has; a model may have been given more classes than there are."""
+    """Mask of labels that the dataset has; a model may have been given more classes than there are."""
     known = found["labels"] < classes
-    dropped = int((found["valid"] & ~known).sum())
-    if dropped:
-        log.warning("%d detections are of classes that the data set does not have (it has %d); they are left out",
+    if dropped := int((found["valid"] & ~known).sum()):
+        log.warning("%d detections are of classes that the dataset does not have (it has %d); they are left out",
                     dropped, classes)
     return known
 
 
-def make_folder(path):
+def make_folder(path: str | os.PathLike) -> pathlib.Path:
     """The output folder, created where it is missing; UserError where it cannot be (before any work is lost)."""
-    try:
+    with writing_to_folder(path):
         pathlib.Path(path).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to the output folder {path}: {error.strerror}") from error
     return pathlib.Path(path)
+
+
+def writing_to_folder(path: str | os.PathLike) -> contextlib.AbstractContextManager:
+    """A context in which an OSError becomes a UserError that names the output folder."""
+    return writing_to(f"the output folder {path}")
 
 
 def _fetched(detect_fn, batches, total):
     """Yields (index, detections) as numpy, one batch late: the device works on the next while the host waits."""
-    pending = collections.deque()
     with _Progress(total) as progress:
+        def fetch(index, detections):
+            fetched = jax.device_get({name: detections[name] for name in FIELDS})
+            progress.update(int((index >= 0).sum()) * jax.process_count())
+            return index, fetched
+
+        pending = collections.deque()
         for index, batch in batches:
             pending.append((index, detect_fn(batch)))
             if len(pending) > 1:
-                yield _fetch(*pending.popleft(), progress)
-        while pending:
-            yield _fetch(*pending.popleft(), progress)
-
-
-def _fetch(index, detections, progress):
-    fetched = jax.device_get({name: detections[name] for name in FIELDS})
-    progress.update(int((index >= 0).sum()) * jax.process_count())
-    return index, fetched
+                yield fetch(*pending.popleft())
+        yield from itertools.starmap(fetch, pending)
 
 
 def _exchange(index, found):
@@ -138,7 +139,7 @@ def _exchange(index, found):
 
 
 def _by_row(index, found, total):
-    """Detections in the order of the data set, having checked that every image came exactly once."""
+    """Detections in the order of the dataset, having checked that every image came exactly once."""
     slots = np.flatnonzero(index >= 0)
     _check_count(len(slots), total)
     _check_count(len(np.unique(index[slots])), total)
@@ -154,7 +155,7 @@ def _check_count(count, total):
         raise RuntimeError(f"{count} of {total} images were evaluated: the numbers would not be comparable")
 
 
-def _tell_all(metrics):
+def _broadcast(metrics):
     """Process 0's metrics, on every host."""
     if jax.process_count() == 1:
         return metrics
@@ -165,35 +166,25 @@ def _tell_all(metrics):
 
 
 def _write(folder, metrics, results, dataset, detections, config):
-    try:
+    with writing_to_folder(folder):
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
         (folder / "detections.json").write_text(json.dumps(results))
         drawing.write_sheet(folder / "detections.png", dataset, detections)
         report.write(folder / "report.html", metrics, dataset, detections, config, shlex.join(sys.argv))
-    except OSError as error:
-        raise UserError(f"cannot write to the output folder {folder}: {error.strerror}") from error
 
 
-class _Progress:
+class _Progress(tqdm):
     """A bar on a terminal, else a line every half minute; on process 0 only."""
 
     def __init__(self, total):
-        self.total, self.done, self.start = total, 0, time.monotonic()
-        self.quiet = jax.process_index() != 0
-        self.bar = tqdm(total=total, unit="image", desc="evaluate", disable=True if self.quiet else None)
-        self.last = self.start
+        super().__init__(total=total, unit="image", desc="evaluate", disable=True if jax.process_index() else None)
+        self.done, self.begin = 0, time.monotonic()
+        self.last = self.begin
 
     def update(self, count):
-        self.done += count
-        self.bar.update(count)
-        now = time.monotonic()
-        if self.bar.disable and not self.quiet and now - self.last >= _LINE_EVERY:
-            self.last, rate = now, self.done / (now - self.start)
+        super().update(count)
+        self.done, now = self.done + count, time.monotonic()
+        if self.disable and jax.process_index() == 0 and now - self.last >= _LINE_EVERY:
+            self.last, rate = now, self.done / (now - self.begin)
             print(f"evaluate: {self.done} of {self.total} images, {rate:.3g} images/s, "
                   f"{(self.total - self.done) / max(rate, 1e-9):.0f} s left", file=sys.stderr, flush=True)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.bar.close()

@@ -1,6 +1,7 @@
-"""What ends a run early: losses that are not finite, and the machine being taken away."""
+"""What ends a run early: losses that are not finite, and preemption."""
 import contextlib
 import math
+import pathlib
 import signal
 import threading
 
@@ -8,18 +9,15 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from htd_jax.data import Images
 from htd_jax.errors import UserError
 
 
-def check_finite(step, logs, batch, dataset, workdir):
+def check_finite(step: int, logs: dict[str, float], batch: dict, dataset: Images, workdir: pathlib.Path) -> None:
     """Raises UserError naming step, losses and image ids, and saves the batch, where loss or gradient is not finite.
 
-    Args:
-        step: updates done with this one.
-        logs: dict of floats.
-        batch: this process's rows on the host, saved to `nonfinite_step_STEP.npz` for replay (of process p > 0: with
-            `_pP`).
-        dataset: its records give the image ids.
+    `step` counts the updates with this one; the batch, this process's rows on the host, goes to
+    `nonfinite_step_STEP.npz` for replay (of process p > 0: with `_pP`).
     """
     if math.isfinite(logs["loss"]) and math.isfinite(logs["grad_norm"]):
         return
@@ -28,35 +26,35 @@ def check_finite(step, logs, batch, dataset, workdir):
     np.savez(path, **{key: value for key, value in batch.items() if isinstance(value, np.ndarray)})
     ids = [dataset.record(int(i)).image_id for i in batch["index"]]
     losses = ", ".join(f"{name} {value:.6g}" for name, value in logs.items())
-    raise UserError(f"loss or gradient is not finite at step {step}: {losses}; image ids {ids}; the batch is in {path}. "
+    raise UserError(f"loss or gradient not finite at step {step}: {losses}; image ids {ids}; the batch is in {path}. "
                     "A lower lr, a longer warm-up or config.clip_norm may help; the last checkpoint is from before")
 
 
 class Preemption:
-    """Whether the run has been told to end (SIGTERM). A context manager.
+    """Whether the run has received SIGTERM. A context manager.
 
     With several processes JAX's own service listens for the signal and lets all of them agree on the step.
     """
 
     def __init__(self):
-        self._told = False
+        self._received = False
 
-    def __enter__(self):
+    def __enter__(self) -> "Preemption":
         self._listens = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
         if self._listens:
-            self._before = signal.signal(signal.SIGTERM, self._note)
+            self._before = signal.signal(signal.SIGTERM, self._receive)
         return self
 
     def __exit__(self, *_):
         if self._listens:
             signal.signal(signal.SIGTERM, self._before)
 
-    def _note(self, *_):
-        self._told = True
+    def _receive(self, *_):
+        self._received = True
 
-    def reached(self, step):
+    def reached(self, step: int) -> bool:
         """Call before every step, with its number; true for all processes at the same one."""
         if jax.process_count() > 1:
             with contextlib.suppress(RuntimeError):  # the service is switched off
                 return multihost_utils.reached_preemption_sync_point(step)
-        return self._told
+        return self._received

@@ -1,4 +1,4 @@
-"""The files of a log, which go on where a run goes on: JSON lines, and events for TensorBoard.
+"""The files of a log, continued where a run resumes: JSON lines, and events for TensorBoard.
 
 All is written at once by the calling thread, so that a full disk is an error and not a thread that has died.
 """
@@ -12,58 +12,49 @@ from tensorboardX import event_file_writer
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
-from htd_jax.errors import UserError
+from htd_jax.errors import writing_to
 
 
 class Rows:
     """A file of JSON objects, one a line, in the order of their `step`. Attribute `steps`: the steps that it has."""
 
-    def __init__(self, path, last, writes=True):
-        """Removes the rows of steps after `last`, which are about to come again. writes: False: only reads."""
-        self._path, self._writes = pathlib.Path(path), writes
+    def __init__(self, path: pathlib.Path, last: int, writes: bool = True):
+        """Removes the rows of steps after `last`, which are about to come again. Without `writes` it only reads."""
+        self._path, self._writes = path, writes
         kept = [row for row in _read(self._path) if row["step"] <= last]
         self.steps = {row["step"] for row in kept}
         if writes:
-            with _told(self._path):
+            with writing_to(f"the log {self._path}"):
                 new = self._path.with_suffix(".new")
                 new.write_text("".join(map(_line, kept)))
                 new.replace(self._path)
 
-    def append(self, row):
-        """Adds a row, a dict of numbers with `step`; one that is not finite becomes null, as JSON has no NaN."""
+    def append(self, row: dict[str, float | int]) -> None:
+        """Adds a row with its `step`; a number that is not finite becomes null, as JSON has no NaN."""
         self.steps.add(row["step"])
         if self._writes:
-            with _told(self._path), self._path.open("a") as file:
+            with writing_to(f"the log {self._path}"), self._path.open("a") as file:
                 file.write(_line(row))
 
 
 class Board:
     """A file of events for TensorBoard, which hides those of an earlier start for steps after `start`."""
 
-    def __init__(self, folder, start):
+    def __init__(self, folder: pathlib.Path, start: int):
         self._folder = folder
-        with _told(folder):
+        with writing_to(f"the log {folder}"):
             self._writer = event_file_writer.EventsWriter(str(folder / "events"))
             self._write(Event(step=start + 1, session_log=SessionLog(status=SessionLog.START)))
 
-    def add(self, step, values):
-        """Adds {name: number} of one step."""
+    def add(self, step: int, values: dict[str, float | int]) -> None:
         scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-        with _told(self._folder):
+        with writing_to(f"the log {self._folder}"):
             self._write(Event(step=step, summary=Summary(value=scalars)))
 
     def _write(self, event):
         event.wall_time = time.time()
         self._writer.write_event(event)
         self._writer.flush()
-
-
-@contextlib.contextmanager
-def _told(path):
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot write the log to {path}: {error.strerror}") from error
 
 
 def _read(path):

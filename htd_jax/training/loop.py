@@ -1,16 +1,20 @@
 """Training from beginning to end: `train`, and the loop itself, `run`."""
 import contextlib
 import functools
+import os
 import pathlib
 import time
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
-from htd_jax import compilation, data as data_lib, mesh as mesh_lib
+from htd_jax import data as data_lib, mesh as mesh_lib
 from htd_jax.checkpoints import Checkpoints, write_about
-from htd_jax.data import pipeline
-from htd_jax.errors import UserError
+from htd_jax.data import Dataset, pipeline
+from htd_jax.errors import UserError, writing_to
 from htd_jax.evaluation import coco, runner
 from htd_jax.models import functional
 from htd_jax.training import guards, optimizer as optimizer_lib, schedule as schedule_lib, step as step_lib
@@ -19,7 +23,7 @@ from htd_jax.training.prefetch import Prefetch
 from htd_jax.training.state import initial_state
 
 
-def train(config, workdir):
+def train(config: ConfigDict, workdir: str | os.PathLike) -> dict | None:
     """Trains as `config` says, from the newest checkpoint of `workdir` where it has one.
 
     Args:
@@ -27,14 +31,15 @@ def train(config, workdir):
         workdir: folder for config.json, categories.json, metrics.jsonl, evaluations.jsonl, TensorBoard events,
             checkpoints/ and, at the end, eval/. Several processes share it.
     Returns:
-        The metrics of the last evaluation, or None where the run was told to end, or validates on nothing.
-    Raises UserError for everything that a user can mend.
+        The metrics of the last evaluation; None where the run was stopped before one, or has no validation set.
+    Raises UserError for everything that a user can fix.
     """
-    # ---- data: everything that can be wrong with it is found before a device is touched
+    # ---- data: errors in it are found before a device is touched
     dataset, validation = open_data(config)
 
     # ---- devices
-    compilation.use_cache(config)
+    if config.compilation_cache and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(config.compilation_cache))
     if config.distributed:
         mesh_lib.start_processes()
     mesh = mesh_lib.make_mesh()
@@ -58,14 +63,15 @@ def train(config, workdir):
         main = jax.process_index() == 0
         logbook = stack.enter_context(Logbook(workdir, start, total, config.batch_size, config.log_every, main))
         logbook.say(f"{len(dataset)} images, {steps_per_epoch} steps an epoch, {total} steps, {mesh.size} devices "
-                    f"({jax.devices()[0].device_kind}), " + (f"going on from step {start}" if start else "from the start"))
+                    f"({jax.devices()[0].device_kind}), " + (f"resuming from step {start}" if start else "from step 0"))
 
         # ---- loop
         stream = pipeline.train_batches(dataset, config, start, jax.process_index(), jax.process_count())
         batches = stack.enter_context(contextlib.closing(Prefetch(stream, functools.partial(_to_devices, mesh=mesh))))
         metrics = run(
             state, start, total, config, step_fn=step_fn, batches=batches, checkpoints=checkpoints, logbook=logbook,
-            evaluate=validator(functions, validation, config, mesh, workdir, total), skipped=pipeline.SkippedImages(dataset),
+            evaluate=validator(functions, validation, config, mesh, workdir, total),
+            skipped=pipeline.SkippedImages(dataset),
             guard=functools.partial(guards.check_finite, dataset=dataset, workdir=workdir),
             preemption=stack.enter_context(guards.Preemption()))
     if metrics and main:
@@ -73,7 +79,9 @@ def train(config, workdir):
     return metrics
 
 
-def run(state, start, total, config, *, step_fn, batches, evaluate, checkpoints, logbook, guard, skipped, preemption):
+def run(state: dict, start: int, total: int, config: ConfigDict, *, step_fn: Callable, batches: Iterator,
+        evaluate: Callable | None, checkpoints: Checkpoints, logbook: Logbook, guard: Callable,
+        skipped: pipeline.SkippedImages, preemption: guards.Preemption) -> dict | None:
     """The loop. Its order is a rule: evaluate the old state, save it, take the next batch, step, log.
 
     So a saved state is never ahead of the data it has seen, nor of the logs. Logs are read one step late: the devices
@@ -84,65 +92,64 @@ def run(state, start, total, config, *, step_fn, batches, evaluate, checkpoints,
         total: updates after which to end.
         config: uses eval_every, checkpoint_every.
         step_fn: (state, batch) -> (state, logs).
-        batches: iterator over (host batch, device batch) from step `start` on.
-        evaluate: (step, state) -> metrics, or None.
-        checkpoints, logbook, skipped, preemption: Checkpoints, Logbook, SkippedImages, Preemption.
+        batches: (host batch, device batch) from step `start` on.
+        evaluate: (step, state) -> metrics.
         guard: (step, logs, host batch); raises where the logs are not finite.
     Returns:
         The metrics of the last evaluation, None where there was none.
     """
-    late, shapes, metrics = None, set(), None
+    unread, shapes, metrics = None, set(), None  # unread: (step, logs, host batch) of the last step
 
-    def read_late():
-        nonlocal late
-        if late is not None:
-            (done, logs, batch), late = late, None
+    def read_logs():
+        nonlocal unread
+        if unread is not None:
+            (done, logs, batch), unread = unread, None
             logs = {name: float(value) for name, value in jax.device_get(logs).items()}
             guard(done, logs, batch)
             logbook.step(done, logs, skipped.count)
 
     for step in range(start, total + 1):
         # ---- evaluate, then save, the state after `step` updates
-        told = preemption.reached(step)
-        due = evaluate and not told and is_due(step, config.eval_every, total) and not logbook.evaluated(step)
-        if due or (step > start and (told or is_due(step, config.checkpoint_every, total))):
-            read_late()
+        stopped = preemption.reached(step)
+        due = evaluate and not stopped and is_due(step, config.eval_every, total) and not logbook.evaluated(step)
+        if due or (step > start and (stopped or is_due(step, config.checkpoint_every, total))):
+            read_logs()
             with logbook.clock.pause():
                 metrics = evaluate(step, state) if due else metrics
                 if due:
                     logbook.evaluation(step, metrics)
                 checkpoints.save(step, state, metrics["AP"] if due else None)
-        if told:
+        if stopped:
             checkpoints.wait()
-            logbook.say(f"told to end after step {step}; the same command goes on from there")
-        if told or step == total:
+            logbook.say(f"stopped by SIGTERM after step {step}; the same command resumes there")
+        if stopped or step == total:
             return metrics
 
         checkpoints.check()
 
         # ---- the next batch
-        batch, on_devices = _next(batches, late, logbook)
+        batch, on_devices = _next(batches, unread, logbook)
         skipped.add(batch.get("skipped", ()), len(batch["index"]))
 
         # ---- step; a new shape compiles, which is not time spent training
         fresh = batch["image"].shape not in shapes
         shapes.add(batch["image"].shape)
         if fresh:
-            read_late()
+            read_logs()
         with logbook.clock.pause() if fresh else contextlib.nullcontext():
             state, logs = step_fn(state, on_devices)
 
         # ---- log the step before
-        read_late()
-        late = step + 1, logs, batch
+        read_logs()
+        unread = step + 1, logs, batch
 
 
-def is_due(step, every, total):
+def is_due(step: int, every: int, total: int) -> bool:
     """Every so many steps (0: never) and at the end; not before the first step."""
     return step == total or (every > 0 and step > 0 and step % every == 0)
 
 
-def open_data(config):
+def open_data(config: ConfigDict) -> tuple[Dataset, Dataset | None]:
     """Opens the training and the validation set (None where config.data.val.annotations is empty); sets num_classes.
 
     Raises UserError where their categories differ or are more than the classes of the model.
@@ -154,27 +161,27 @@ def open_data(config):
         raise UserError("the training set has no image that can be trained on")
     if validation and tuple(validation.categories) != tuple(dataset.categories):
         raise UserError(f"the categories of training ({_names(dataset)}) and validation ({_names(validation)}) differ")
+    count = len(dataset.categories)
     if config.model.num_classes is None:
-        config.model.num_classes = len(dataset.categories)
-    if config.model.num_classes < len(dataset.categories):
-        raise UserError(f"config.model.num_classes (={config.model.num_classes}) is less than the "
-                        f"{len(dataset.categories)} categories of the annotations")
+        config.model.num_classes = count
+    if config.model.num_classes < count:
+        raise UserError(f"config.model.num_classes (={config.model.num_classes}) is less than the {count} categories "
+                        "of the annotations")
     return dataset, validation
 
 
-def make_workdir(workdir, config, dataset):
-    """Makes the folder with config.json and categories.json in it; UserError where it cannot be written to."""
+def make_workdir(workdir: str | os.PathLike, config: ConfigDict, dataset: Dataset) -> pathlib.Path:
+    """Creates the folder with config.json and categories.json in it; UserError where it cannot be written to."""
     workdir = pathlib.Path(workdir).absolute()
-    try:
+    with writing_to(f"the workdir {workdir}"):
         workdir.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
             write_about(workdir, config, dataset.categories)
-    except OSError as error:
-        raise UserError(f"cannot write to the workdir {workdir}: {error.strerror}") from error
     return workdir
 
 
-def validator(functions, validation, config, mesh, workdir, total):
+def validator(functions: functional.Functions, validation: Dataset | None, config: ConfigDict, mesh: Mesh,
+              workdir: pathlib.Path, total: int) -> Callable | None:
     """Returns (step, state) -> metrics, or None where there is nothing to validate on.
 
     The averaged weights are evaluated where the run has them. The last evaluation leaves its files in WORKDIR/eval.
@@ -196,11 +203,11 @@ def _to_devices(batch, mesh):
     return mesh_lib.put_local_rows({k: v for k, v in batch.items() if isinstance(v, np.ndarray)}, mesh)
 
 
-def _next(batches, late, logbook):
+def _next(batches, unread, logbook):
     """The next batch. The devices waited for it if they had finished the last step when it came."""
     began = time.perf_counter()
     batch = next(batches)
-    if late is None or late[1]["loss"].is_ready():
+    if unread is None or unread[1]["loss"].is_ready():
         logbook.waited(time.perf_counter() - began)
     return batch
 

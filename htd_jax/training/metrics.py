@@ -1,11 +1,13 @@
-"""What a run tells: metrics.jsonl, evaluations.jsonl, TensorBoard, and a progress bar or plain lines.
+"""The logs of a run: metrics.jsonl, evaluations.jsonl, TensorBoard, and a progress bar or plain lines.
 
-Time is kept honestly: what is spent compiling, evaluating and saving is not counted as training.
+Time spent compiling, evaluating and saving does not count as training.
 """
 import contextlib
 import datetime
+import pathlib
 import sys
 import time
+from collections.abc import Callable, Iterator
 
 import jax
 from tqdm import tqdm
@@ -16,14 +18,14 @@ from htd_jax.training.logfiles import Board, Rows
 class Clock:
     """Seconds of training: stands still inside `pause()`."""
 
-    def __init__(self, now=time.perf_counter):
+    def __init__(self, now: Callable[[], float] = time.perf_counter):
         self._now, self._paused, self._start = now, 0.0, now()
 
-    def read(self):
+    def read(self) -> float:
         return self._now() - self._start - self._paused
 
     @contextlib.contextmanager
-    def pause(self):
+    def pause(self) -> Iterator[None]:
         began = self._now()
         try:
             yield
@@ -36,15 +38,15 @@ class Logbook:
 
     Rows of metrics.jsonl: `step` (updates done), `loss` and every other loss by name, `lr`, `grad_norm`,
     `images_per_second` (over all devices, since the row before), `images_per_second_per_device`, `data_wait` (share of
-    the time in which the devices had nothing to do for want of data), `skipped` (images that could not be read, so
-    far), `memory` (peak bytes on one device, where it tells) and `eta` (seconds).
+    the time in which the devices waited for data), `skipped` (images that could not be read, so far), `memory` (peak
+    bytes on one device, where known) and `eta` (seconds).
     """
 
-    def __init__(self, workdir, start, total, images_per_step, log_every, writes=True):
+    def __init__(self, workdir: pathlib.Path, start: int, total: int, images_per_step: int, log_every: int,
+                 writes: bool = True):
         """Opens the files and removes rows of steps after `start`, which are about to come again.
 
         Args:
-            workdir: pathlib.Path.
             start, total: step at which this process begins, and the last one.
             images_per_step: the batch over all devices.
             log_every: steps between rows; the first and the last step have one too.
@@ -53,43 +55,43 @@ class Logbook:
         self.clock = Clock()
         self._total, self._images, self._every, self._writes = total, images_per_step, log_every, writes
         self._waited, self._since, self._since_step = 0.0, 0.0, start
-        self._rows, self._evaluations = (Rows(workdir / f"{name}.jsonl", start, writes) for name in ("metrics", "evaluations"))
+        self._rows = Rows(workdir / "metrics.jsonl", start, writes)
+        self._evaluations = Rows(workdir / "evaluations.jsonl", start, writes)
         self._board = Board(workdir, start) if writes else None
         self._bar = tqdm(total=total, initial=start, unit="step", disable=not (writes and sys.stderr.isatty()),
                          dynamic_ncols=True)
 
-    def __enter__(self):
+    def __enter__(self) -> "Logbook":
         return self
 
     def __exit__(self, *_):
         self._bar.close()
 
-    def waited(self, seconds):
+    def waited(self, seconds: float) -> None:
         """Adds time in which the devices waited for data."""
         self._waited += seconds
 
-    def evaluated(self, step):
+    def evaluated(self, step: int) -> bool:
         """Whether evaluations.jsonl has this step already."""
         return step in self._evaluations.steps
 
-    def step(self, step, logs, skipped=0):
-        """Takes the logs of a finished step, a dict of numbers; writes a row where one is due."""
+    def step(self, step: int, logs: dict[str, float], skipped: int = 0) -> None:
+        """Takes the logs of a finished step; writes a row where one is due."""
         self._bar.update(step - self._bar.n)
         if step % self._every and step not in (1, self._total):
             return
-        row = dict(step=step) | {name: float(value) for name, value in logs.items()}
-        row |= self._speed(step) | dict(skipped=skipped) | _memory()
+        row = dict(step=step) | logs | self._speed(step) | dict(skipped=skipped) | _memory()
         self._rows.append(row)
         self._show(row)
 
-    def evaluation(self, step, metrics):
-        """Writes the 12 numbers of an evaluation; `metrics` is a dict that may hold more."""
+    def evaluation(self, step: int, metrics: dict) -> None:
+        """Writes the 12 numbers of an evaluation; `metrics` may hold more."""
         numbers = {name: float(value) for name, value in metrics.items() if isinstance(value, (int, float))}
         self._evaluations.append(dict(step=step) | numbers)
         self.say(f"step {step}: AP {metrics['AP']:.4f}, AP50 {metrics['AP50']:.4f}")
         self._plot(step, {f"eval/{name}": value for name, value in numbers.items()})
 
-    def say(self, line):
+    def say(self, line: str) -> None:
         """Prints a line without breaking the progress bar."""
         if self._writes:
             tqdm.write(line, file=sys.stderr)

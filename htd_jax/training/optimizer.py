@@ -1,22 +1,25 @@
 """SGD as the original's: weight decay on every tensor that has ever had a gradient, momentum, no Nesterov."""
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
 
 
 class DecayState(NamedTuple):
-    """`touched`: for every tensor, a bool: it has had a gradient that is not zero."""
+    """For every tensor, a bool: whether it has had a gradient that is not zero."""
+
     touched: optax.Params
 
 
-def decay_once_touched(weight_decay):
+def decay_once_touched(weight_decay: float) -> optax.GradientTransformation:
     """Adds `weight_decay * w` to the gradient of each tensor, from its first non-zero gradient on.
 
     PyTorch skips a parameter that has no gradient yet, which happens to PGraph's layers of levels that no RoI has used,
-    and goes on decaying it afterwards. Without a gradient there is no momentum either, so a
-    tensor that was never touched stays exactly as it was initialised.
+    and decays it ever after. Without a gradient there is no momentum either, so a tensor that was never touched stays
+    exactly as it was initialised.
     """
     def init(params):
         return DecayState(jax.tree.map(lambda w: jnp.zeros((), bool), params))
@@ -29,14 +32,11 @@ def decay_once_touched(weight_decay):
     return optax.GradientTransformation(init, update)
 
 
-def sgd(config, schedule):
+def sgd(config: ConfigDict, schedule: Callable) -> optax.GradientTransformation:
     """Builds the optimiser: `v = momentum v + (g + weight_decay w)`, `w -= lr v`, v starting as the first gradient.
 
-    Args:
-        config: uses momentum, weight_decay, clip_norm (0: gradients are not clipped).
-        schedule: number of updates done before -> learning rate.
-    Returns:
-        An optax.GradientTransformation; its `update` needs the parameters.
+    Uses config.momentum, weight_decay and clip_norm (0: gradients are not clipped). `schedule` maps the number of
+    updates done before to the learning rate. The result's `update` needs the parameters.
     """
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     return optax.chain(*clip, decay_once_touched(config.weight_decay), optax.trace(config.momentum),

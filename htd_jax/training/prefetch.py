@@ -1,22 +1,23 @@
-"""The next batch, on its way to the devices while they still work on the one before."""
+"""The next batches, sent to the devices while they still work on the one before."""
 import queue
 import threading
+from collections.abc import Callable, Iterator
 
 
 class Prefetch:
     """Iterator over (host batch, device batch); a thread keeps up to `ahead` of them ready."""
 
-    def __init__(self, batches, put, ahead=2):
-        """Args: batches: iterator of host batches; its `close()` is called where it has one. put: host -> device batch."""
+    def __init__(self, batches: Iterator, put: Callable, ahead: int = 2):
+        """`put` turns a host batch into a device batch. `batches.close()` is called where there is one."""
         self._batches, self._put = batches, put
         self._ready, self._stopped = queue.Queue(ahead), threading.Event()
         self._thread = threading.Thread(target=self._fill, daemon=True)
         self._thread.start()
 
-    def __iter__(self):
+    def __iter__(self) -> "Prefetch":
         return self
 
-    def __next__(self):
+    def __next__(self) -> tuple:
         """Raises in the caller's thread what went wrong in making the batch."""
         item = self._ready.get()
         if isinstance(item, BaseException):
@@ -24,7 +25,7 @@ class Prefetch:
             raise item
         return item
 
-    def close(self):
+    def close(self) -> None:
         """Ends the thread; what is ready is dropped."""
         self._stopped.set()
         while self._thread.is_alive():

@@ -1,20 +1,20 @@
 """The learning rate at each step: linear warm-up, then steps down at the milestones."""
+from collections.abc import Callable
+
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from htd_jax import config as config_lib
 
 
-def total_steps(config, steps_per_epoch):
-    """Returns the number of updates of the whole run; total_steps wins over total_epochs."""
+def total_steps(config: ConfigDict, steps_per_epoch: int) -> int:
+    """The number of updates of the whole run; total_steps wins over total_epochs."""
     return config.total_steps if config.total_steps is not None else config.total_epochs * steps_per_epoch
 
 
-def learning_rate(config, steps_per_epoch):
-    """Builds the schedule.
+def learning_rate(config: ConfigDict, steps_per_epoch: int) -> Callable:
+    """Builds the schedule from lr (or base_lr, base_batch, batch_size), warmup_steps, warmup_factor and milestones.
 
-    Args:
-        config: uses lr (or base_lr, base_batch, batch_size), warmup_steps, warmup_factor, milestones.
-        steps_per_epoch: updates an epoch, for milestones are epochs.
     Returns:
         A function of `step`, the number of updates done before (int or int32 array), to the rate, float32:
         `lr * (1 - (1 - step / warmup_steps) * (1 - warmup_factor))` in the warm-up (computed in a form that loses no

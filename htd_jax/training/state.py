@@ -2,20 +2,22 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from htd_jax import mesh as mesh_lib
+from htd_jax.checkpoints import Checkpoints
+from htd_jax.models.functional import Functions
 from htd_jax.weights import loading
 
 
-def initial_state(functions, optimizer, config, mesh, checkpoints):
+def initial_state(functions: Functions, optimizer: optax.GradientTransformation, config: ConfigDict, mesh: Mesh,
+                  checkpoints: Checkpoints) -> tuple[int, dict]:
     """Returns (updates done, state on the devices): the newest checkpoint, else `init_from`, else fresh weights.
 
-    Shapes come first: nothing is built that a checkpoint replaces.
-
-    Args:
-        functions: `models.functional.Functions`.
-        checkpoints: the `Checkpoints` of the workdir.
-    Raises UserError where a checkpoint or init_from does not fit the model.
+    Shapes come first: nothing is built that a checkpoint replaces. Raises UserError where a checkpoint or init_from
+    does not fit the model.
     """
     everywhere = mesh_lib.replicated(mesh)
 
@@ -34,7 +36,7 @@ def initial_state(functions, optimizer, config, mesh, checkpoints):
     return 0, jax.jit(new_state, out_shardings=everywhere)(params, frozen)
 
 
-def init_state(params, frozen, optimizer, ema=0.0):
+def init_state(params: dict, frozen: dict, optimizer: optax.GradientTransformation, ema: float | int = 0.0) -> dict:
     """Returns the state of training, a dict of pure dicts.
 
     `step`: int32, updates done; `params`: trainable parameters; `frozen`: parameters and statistics that stay as they
@@ -44,7 +46,7 @@ def init_state(params, frozen, optimizer, ema=0.0):
     return state | ({"ema": jax.tree.map(jnp.copy, params)} if ema else {})
 
 
-def init_from(functions, config):
+def init_from(functions: Functions, config: ConfigDict) -> dict:
     """Nested dict of all parameters by path: arrays of config.init_from; shapes alone where it has none."""
     tensors = loading.load_tensors(config.init_from)
     return loading.load_into(loading.tree_of(functions.abstract), tensors, source=config.init_from,

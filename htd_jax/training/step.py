@@ -1,7 +1,11 @@
 """One update of the parameters, compiled once for each shape of batch and sharded over the mesh."""
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from htd_jax import mesh as mesh_lib
 from htd_jax.models.htd import matmul_precision
@@ -14,12 +18,12 @@ if jax.__version_info__ < (0, 11):
     CPU_OPTIONS["xla_disable_hlo_passes"] = "cse_barrier_expander"
 
 
-def make_step(loss_fn, optimizer, schedule, mesh, config):
+def make_step(loss_fn: Callable, optimizer: optax.GradientTransformation, schedule: Callable, mesh: Mesh,
+              config: ConfigDict) -> Callable:
     """Builds the jitted update.
 
     Args:
         loss_fn: (params, frozen, batch, key) -> (total, logs), scalars; normalises over the whole batch it is given.
-        optimizer: optax transformation over params.
         schedule: updates done before -> learning rate; only logged here.
         mesh: batches are split over it, the state is on every device.
         config: uses seed, accumulate, ema, dtype.
@@ -34,21 +38,21 @@ def make_step(loss_fn, optimizer, schedule, mesh, config):
         return grads, logs
 
     def accumulated(params, frozen, batch, key):
-        def one(total, inputs):
+        def add(total, inputs):
             i, micro = inputs
             new = gradients(params, frozen, micro, jax.random.fold_in(key, i))
             return jax.tree.map(jnp.add, total, new), None
         micros = jax.tree.map(lambda x: _every_kth(x, config.accumulate), batch)
         shapes = jax.eval_shape(gradients, params, frozen, jax.tree.map(lambda x: x[0], micros), key)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        total, _ = jax.lax.scan(one, zeros, (jnp.arange(config.accumulate), micros))
+        total, _ = jax.lax.scan(add, zeros, (jnp.arange(config.accumulate), micros))
         return jax.tree.map(lambda x: x / config.accumulate, total)
 
     def step(state, batch):
         key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
         compute = gradients if config.accumulate == 1 else accumulated
         grads, logs = compute(state["params"], state["frozen"], batch, key)
-        grads = jax.lax.optimization_barrier(grads)  # all are there before any weight changes in place, else all are copied
+        grads = jax.lax.optimization_barrier(grads)  # all complete before weights change in place, else all are copied
         updates, optimizer_state = optimizer.update(grads, state["optimizer"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         new = state | dict(step=state["step"] + 1, params=params, optimizer=optimizer_state)

@@ -1,12 +1,12 @@
 """Files of named tensors: .safetensors with numpy alone, .pth through torch where it is installed.
 
-Nothing in a file is ever run: a `.pth` is read by torch's restricted unpickler, which knows tensors and plain
-containers; anything else in it ends the reading.
+No code in a file is ever run: a `.pth` is read by torch's restricted unpickler, which knows tensors and plain
+containers and refuses anything else.
 """
 import os
 import pathlib
 
-import ml_dtypes  # noqa: F401  (gives numpy the bfloat16 that safetensors asks it for)
+import ml_dtypes  # gives numpy the bfloat16 that safetensors asks it for
 import numpy as np
 import safetensors.numpy
 
@@ -19,16 +19,12 @@ INSTALL_TORCH = "pip install torch --index-url https://download.pytorch.org/whl/
 _NESTED = ("state_dict", "model")  # where training programs put the tensors, beside their own state
 
 
-def read(path):
-    """Reads a file of tensors.
+def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Reads a `.safetensors` file, or a `.pth`, `.pt` or `.bin` that torch saved (zip or legacy).
 
-    Args:
-        path: a `.safetensors` file, or a `.pth`, `.pt` or `.bin` that torch saved (zip or legacy), whose tensors lie at
-            the top or under `state_dict` or `model`.
-    Returns:
-        {name: array} as the file has them; floating-point tensors as float32, the others with their own dtype.
-    Raises UserError, one line with the path, where the file is missing, of another kind, damaged, holds anything but
-    tensors and plain containers, or needs torch and torch is absent.
+    In the latter the tensors lie at the top or under `state_dict` or `model`. Floating-point tensors become float32.
+    Raises UserError where the file is missing, of another kind, damaged, holds anything but tensors and plain
+    containers, or needs torch and torch is absent.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -41,8 +37,8 @@ def read(path):
     return tensors
 
 
-def write(path, tensors):
-    """Writes {name: array} as a `.safetensors` file, which appears whole or not at all.
+def write(path: str | os.PathLike, tensors: dict[str, np.ndarray]) -> None:
+    """Writes a `.safetensors` file, which appears whole or not at all.
 
     Raises UserError where the suffix is another, or the folder cannot be written to.
     """
@@ -66,12 +62,8 @@ def _read_safetensors(path):
         tensors = safetensors.numpy.load_file(path)
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: is damaged or no .safetensors file: {_first_line(error)}") from error
-    return {name: _float32(array) for name, array in tensors.items()}
-
-
-def _float32(array):
-    inexact = array.dtype in (np.float16, np.float64) or array.dtype == ml_dtypes.bfloat16
-    return array.astype(np.float32) if inexact else array
+    inexact = np.float16, np.float64, ml_dtypes.bfloat16
+    return {name: array.astype(np.float32) if array.dtype in inexact else array for name, array in tensors.items()}
 
 
 def _read_torch(path):
@@ -90,16 +82,12 @@ def _unpickle(path, torch):
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds for damaged files, and the pickle's own besides
-        if "weights_only" in str(error):  # what it says of everything it would have to call a function for
-            raise UserError(f"{path}: refused: it holds {_culprit(str(error))}, not tensors alone, and would run code "
-                            "when loaded; save the state_dict alone, where the file was made") from error
+        if "weights_only" in str(error):  # torch's message for everything that would call a function
+            _, named, rest = str(error).partition("GLOBAL ")
+            culprit = rest.split()[0] if named else "Python objects"
+            raise UserError(f"{path}: refused: it holds {culprit}, not tensors alone, and would run code when loaded; "
+                            "save the state_dict alone, where the file was made") from error
         raise UserError(f"{path}: is damaged or no PyTorch file: {_first_line(error)}") from error
-
-
-def _culprit(text):
-    """Returns the object that torch refused, from its message."""
-    _, found, rest = text.partition("GLOBAL ")
-    return rest.split()[0] if found else "Python objects"
 
 
 def _state_dict(content, path, torch):
@@ -112,7 +100,7 @@ def _state_dict(content, path, torch):
         raise UserError(f"{path}: holds a {type(content).__name__}; a dict of named tensors is needed")
     others = [str(key) for key, value in content.items() if not isinstance(value, torch.Tensor)]
     if others:
-        raise UserError(f"{path}: has no tensors under {' or '.join(_NESTED)}, and no tensor at {', '.join(others[:10])}")
+        raise UserError(f"{path}: has no tensors under {' or '.join(_NESTED)}, and none at {', '.join(others[:10])}")
     return {str(name): value for name, value in content.items()}
 
 

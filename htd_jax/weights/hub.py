@@ -1,13 +1,13 @@
 """Weights by name from the Hugging Face hub: `hf:timm/resnet50.tv_in1k`, `hf:OWNER/NAME@REVISION`."""
-from htd_jax.errors import UserError
+from htd_jax.errors import UserError, one_line
 
 PREFIX = "hf:"
 
 _FILES = ("model.safetensors", "pytorch_model.bin")
 
 
-def download(name):
-    """Returns the path of the weights called `name`, downloaded once and then kept in the hub's own cache.
+def download(name: str) -> str:
+    """The path of the weights called `name`, downloaded once and then kept in the hub's own cache.
 
     Raises UserError where the name, the network or the file in the repository is missing.
     """
@@ -28,6 +28,5 @@ def download(name):
         except errors.EntryNotFoundError:
             continue  # the other format
         except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{name}: cannot be downloaded: {type(error).__name__} {reason}") from error
+            raise UserError(f"{name}: cannot be downloaded: {type(error).__name__} {one_line(error)}") from error
     raise UserError(f"{name}: the repository has none of {', '.join(_FILES)}")

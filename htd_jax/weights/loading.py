@@ -4,7 +4,9 @@ Every source, our own checkpoints included, is first brought to the original's n
 which tensors are missing, extra or of another shape. Nothing is skipped in silence.
 """
 import logging
+import os
 import pathlib
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,31 +22,16 @@ _BACKBONE = "backbone."
 _IMAGENET = ("fc.weight", "fc.bias", "head.fc.weight", "head.fc.bias")  # classifiers of torchvision/timm and MMPretrain
 _SHOWN = 10
 
+Tensors = dict[str, np.ndarray]  # name in a checkpoint: array in PyTorch's layout
+
 log = logging.getLogger(__name__)
 
 
-def load(source, model, *, new_classifier=False):
-    """Replaces every parameter and statistic of `model` by those of a whole detector.
+def load_tensors(source: str | os.PathLike) -> Tensors:
+    """Reads weights: a `.safetensors` or `.pth` file; a training workdir (its latest step) or one saved step; or
+    `hf:OWNER/NAME` on the Hugging Face hub.
 
-    Args:
-        source: anything that `load_tensors` takes.
-        model: the NNX module, changed in place; dtypes and shardings stay.
-        new_classifier: leave the classifiers as they are where the source's have another number of classes.
-    Raises UserError that lists what is missing, extra or of another shape.
-    """
-    tree = tree_of(model)
-    put(model, load_into(tree, load_tensors(source), source=source, backbone_only=False, new_classifier=new_classifier))
-
-
-def load_tensors(source):
-    """Reads weights from wherever they are.
-
-    Args:
-        source: a `.safetensors` or `.pth` file; a training workdir (its latest step) or one saved step; or
-            `hf:OWNER/NAME` on the Hugging Face hub.
-    Returns:
-        {name in a checkpoint: array in PyTorch's layout}, every tensor once, batch counters left out; a backbone alone
-        has the prefix `backbone.` too.
+    Every tensor comes once, without batch counters; a backbone alone has the prefix `backbone.` too.
     """
     if str(source).startswith(hub.PREFIX):
         return canonical(files.read(hub.download(source)), source)
@@ -54,8 +41,8 @@ def load_tensors(source):
     return canonical(files.read(source), source)
 
 
-def canonical(tensors, source="the file"):
-    """Returns the tensors with one name each, the original's; what differs between publishers is undone here.
+def canonical(tensors: Tensors, source: str | os.PathLike = "the file") -> Tensors:
+    """The tensors with one name each, the original's; what differs between publishers is undone here.
 
     A prefix `module.` goes, the prefix `backbone.` is added to a bare backbone, ImageNet classifiers beside a backbone
     and batch counters are dropped, and of a tensor with two names one is kept.
@@ -75,13 +62,13 @@ def canonical(tensors, source="the file"):
     return single
 
 
-def load_into(tree, tensors, *, source="the file", backbone_only="auto", new_classifier=False):
-    """Puts tensors into a tree of parameters, or says everything that keeps them from fitting.
+def load_into(tree: dict, tensors: Tensors, *, source: str | os.PathLike = "the file",
+              backbone_only: bool | str = "auto", new_classifier: bool = False) -> dict:
+    """Puts tensors into a tree of parameters, or lists everything that keeps them from fitting.
 
     Args:
         tree: nested dict of the model's arrays, or of anything with `shape` (ShapeDtypeStruct).
-        tensors: as `load_tensors` returns them.
-        source: what an error calls them.
+        source: what an error calls the tensors.
         backbone_only: True: only the backbone is wanted; False: everything is; 'auto': a source that has nothing else
             is taken for a backbone. Deformable offsets, which no backbone comes with, may then be missing.
         new_classifier: leave `CLASSIFIERS` as they are where the source's have another number of classes.
@@ -89,51 +76,53 @@ def load_into(tree, tensors, *, source="the file", backbone_only="auto", new_cla
         A new tree: numpy arrays in the model's layout, and what was left out as it was in `tree`.
     Raises UserError: the first ten tensors that are missing, extra or of another shape, and how many there are.
     """
-    leaves = {".".join(map(str, path)): (path, leaf) for path, leaf in traverse_util.flatten_dict(tree).items()}
-    wanted = {_name(path): path for path in leaves}
+    leaves = _named(tree)
+    wanted = {name: path for name, (_, path, _) in leaves.items()}
     if backbone_only == "auto":
         backbone_only = all(name.startswith(_BACKBONE) for name in tensors)
-    shapes = {name: names.checkpoint_shape(leaves[path][1].shape) for name, path in wanted.items()}
+    shapes = {name: names.checkpoint_shape(leaf.shape) for name, (_, _, leaf) in leaves.items()}
     other = [name for name in tensors if name in wanted and tensors[name].shape != shapes[name]]
     fresh = _other_classes(other, tensors, shapes, wanted) if new_classifier else []
-    left = [name for name in wanted if name in fresh or (backbone_only and name not in tensors and _optional(name))]
+    optional = lambda name: backbone_only and (not name.startswith(_BACKBONE) or ".conv_offset." in name)
+    left = [name for name in wanted if name in fresh or (name not in tensors and optional(name))]
     _check(source, tensors, shapes, left, [name for name in other if name not in fresh], wanted)
-    _say(source, left, len(wanted))
-    filled = {leaves[path][0]: leaves[path][1] if name in left else names.from_checkpoint(path, tensors[name])
-              for name, path in wanted.items()}
-    return traverse_util.unflatten_dict(filled)
+    log.info("%s: %d of %d tensors read", source, len(wanted) - len(left), len(wanted))
+    if left:
+        log.warning("%s: %d stay at their initial values: %s", source, len(left), listed(left))
+    return traverse_util.unflatten_dict({
+        key: leaf if name in left else names.from_checkpoint(path, tensors[name])
+        for name, (key, path, leaf) in leaves.items()})
 
 
-def export(tree):
-    """Returns {name in a checkpoint: numpy array in PyTorch's layout} of a tree of parameters, every tensor once."""
-    flat = {".".join(map(str, path)): leaf for path, leaf in traverse_util.flatten_dict(tree).items()}
-    return {_name(path): names.to_checkpoint(path, np.asarray(leaf)) for path, leaf in flat.items()}
+def export(tree: dict) -> Tensors:
+    """The tensors of a tree of parameters, every one once."""
+    return {name: names.to_checkpoint(path, np.asarray(leaf)) for name, (_, path, leaf) in _named(tree).items()}
 
 
-def complete(tensors):
-    """Returns the tensors under *all* the original's names: BA's attention twice, and the batch counters as zeros."""
+def complete(tensors: Tensors) -> Tensors:
+    """The tensors under *all* the original's names: BA's attention twice, and the batch counters as zeros."""
     full = {name: array for first, array in tensors.items() for name in names.all_names(first)}
     counters = {names.counter_name(name) for name in tensors} - {None}
     return full | {name: np.zeros((), np.int64) for name in counters}
 
 
-def num_classes(tensors):
-    """Returns the number of classes, without background, of a detector's tensors; None of a backbone's."""
+def num_classes(tensors: Tensors) -> int | None:
+    """The number of classes, without background, of a detector's tensors; None of a backbone's."""
     bias = tensors.get("roi_head.bbox_head.0.fc_cls.bias")
     return None if bias is None else len(bias) - 1
 
 
-def listed(rows):
-    """Returns the first ten of some names, and dots where there are more."""
+def listed(rows: Sequence[str]) -> str:
+    """The first ten of some names, and dots where there are more."""
     return ", ".join(rows[:_SHOWN]) + (", ..." if len(rows) > _SHOWN else "")
 
 
-def tree_of(model):
-    """Returns the parameters and statistics of an NNX module as a nested dict, without random states."""
+def tree_of(model: nnx.Module) -> dict:
+    """The parameters and statistics of an NNX module as a nested dict, without random states."""
     return nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.RngState)))
 
 
-def put(model, tree):
+def put(model: nnx.Module, tree: dict) -> None:
     """Replaces the parameters and statistics of an NNX module, in place, by a nested dict of the same paths.
 
     Arrays take the dtype and sharding of those they replace; those of an abstract model, the default device.
@@ -146,12 +135,13 @@ def put(model, tree):
     nnx.update(model, state)
 
 
-def _name(path):
-    """The name in a checkpoint; a path that the table lacks is a mistake of ours, not of the user's."""
-    name = names.checkpoint_name(path)
-    if name is None:
-        raise KeyError(f"{path} has no row in htd_jax.weights.names.MODULES")
-    return name
+def _named(tree):
+    """{name in a checkpoint: (key of the flat tree, the same with dots, leaf)} of a tree of parameters."""
+    rows = [(key, ".".join(map(str, key)), leaf) for key, leaf in traverse_util.flatten_dict(tree).items()]
+    named = {names.checkpoint_name(row[1]): row for row in rows}
+    if None in named:  # our bug, not the user's
+        raise KeyError(f"{named[None][1]} has no row in htd_jax.weights.names.MODULES")
+    return named
 
 
 def _backbone(tensors):
@@ -160,10 +150,6 @@ def _backbone(tensors):
     if "conv1.weight" in kept:
         kept = {_BACKBONE + name: array for name, array in kept.items()}
     return kept
-
-
-def _optional(name):
-    return not name.startswith(_BACKBONE) or ".conv_offset." in name
 
 
 def _other_classes(other, tensors, shapes, wanted):
@@ -177,7 +163,8 @@ def _other_classes(other, tensors, shapes, wanted):
 def _check(source, tensors, shapes, left, other, wanted):
     missing = [name for name in wanted if name not in tensors and name not in left]
     extra = [name for name in tensors if name not in wanted]
-    reshaped = [f"{name} {_by(tensors[name].shape)} for {_by(shapes[name])}" for name in other]
+    by = lambda shape: "x".join(map(str, shape))
+    reshaped = [f"{name} {by(tensors[name].shape)} for {by(shapes[name])}" for name in other]
     found = [f"{len(rows)} {what}: {listed(rows)}"
              for what, rows in (("missing", missing), ("extra", extra), ("of another shape", reshaped)) if rows]
     if found:
@@ -190,15 +177,3 @@ def _hint(other, wanted, tensors):
         return ""
     return (f". Its classifier has {classes.pop()} classes: set --config.model.num_classes to that, or "
             "--config.new_classifier=True to train a new one")
-
-
-def _by(shape):
-    return "x".join(map(str, shape))
-
-
-def _say(source, left, total):
-    """Says aloud what stays at its initial value."""
-    log.info("%s: %d of %d tensors read", source, total - len(left), total)
-    if left:
-        log.warning("%s: %d tensors read, %d stay at their initial values: %s", source, total - len(left), len(left),
-                    listed(left))

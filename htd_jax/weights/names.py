@@ -1,10 +1,12 @@
-"""The table of names: what each tensor of the model is called in the original's checkpoints, and how it is laid out there.
+"""The table of names: how each tensor of the model is called in the original's checkpoints, and laid out there.
 
 Paths of the model are written with dots (`backbone.layer1.0.conv2.kernel`). A name is a module and a last part:
 `MODULES` translates the one, `LEAVES` the other, in both directions. All of it is derived from names alone; the shapes
 of htd_r50, htd_r101, htd_r101_dcn and htd_x101_dcn were compared with those of the original (tests/golden).
 """
 import re
+
+import numpy as np
 
 _BBOX, _POOL = "roi_head.bbox_head", "roi_head.bbox_roi_extractor.1"
 
@@ -48,58 +50,54 @@ _CROP = 7  # bins along each side of a pooled RoI
 _FLATTENED_CROP = ("stage0.fcs.0.kernel", "pgraph.fcs.0.kernel")
 
 
-def checkpoint_name(path):
-    """Returns the name in a checkpoint of the tensor at `path`, or None where the original has no such tensor."""
+def checkpoint_name(path: str) -> str | None:
+    """The name in a checkpoint of the tensor at `path`, or None where the original has no such tensor."""
     module, _, leaf = path.rpartition(".")
-    there = _translate(module, MODULES)
-    return f"{there}.{dict(LEAVES)[leaf]}" if there and leaf in _leaves(module) else None
+    original = _translate(module, MODULES)
+    return f"{original}.{dict(LEAVES)[leaf]}" if original and leaf in _leaves(module) else None
 
 
-def model_path(name):
-    """Returns the path in the model of a checkpoint's tensor (by either of its names), or None where it has none."""
+def model_path(name: str) -> str | None:
+    """The path in the model of a checkpoint's tensor (by either of its names), or None where it has none."""
     module, _, leaf = first_name(name).rpartition(".")
-    here = _translate(module, [row[::-1] for row in MODULES])
-    for ours, theirs in LEAVES:
-        if here and theirs == leaf and ours in _leaves(here):
-            return f"{here}.{ours}"
-    return None
+    ours = _translate(module, [row[::-1] for row in MODULES])
+    leaves = (path for path, original in LEAVES if original == leaf and ours and path in _leaves(ours))
+    return next((f"{ours}.{path}" for path in leaves), None)
 
 
-def first_name(name):
-    """Returns the first of a tensor's names in a checkpoint; most have only this one."""
+def first_name(name: str) -> str:
+    """The first of a tensor's names in a checkpoint; most have only this one."""
     for first, second in ALIASES:
         if name.startswith(f"{second}."):
             return first + name.removeprefix(second)
     return name
 
 
-def all_names(name):
-    """Returns every name under which the original lists the tensor whose first name this is."""
+def all_names(name: str) -> list[str]:
+    """Every name under which the original lists the tensor whose first name this is."""
     return [name] + [second + name.removeprefix(first) for first, second in ALIASES if name.startswith(f"{first}.")]
 
 
-def is_counter(name):
+def is_counter(name: str) -> bool:
     """Whether this is batch norm's count of training steps, which has no place in the model."""
     return name.rpartition(".")[2] == _COUNTER
 
 
-def counter_name(name):
-    """Returns the name of the counter that PyTorch keeps beside this running mean, None for any other tensor."""
+def counter_name(name: str) -> str | None:
+    """The name of the counter that PyTorch keeps beside this running mean, None for any other tensor."""
     module, _, leaf = name.rpartition(".")
     return f"{module}.{_COUNTER}" if leaf == "running_mean" else None
 
 
-def checkpoint_shape(shape):
-    """Returns the shape in a checkpoint of a tensor that has `shape` here: (kh, kw, in, out) -> (out, in, kh, kw)."""
+def checkpoint_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape in a checkpoint of a tensor that has `shape` here: (kh, kw, in, out) -> (out, in, kh, kw)."""
     return (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else tuple(reversed(shape))
 
 
-def to_checkpoint(path, array):
-    """Returns the tensor at `path` as PyTorch lays it out: HWIO -> OIHW, (in, out) -> (out, in), (7, 7, C) -> (C, 7, 7).
+def to_checkpoint(path: str, array: np.ndarray) -> np.ndarray:
+    """The tensor at `path` as PyTorch lays it out: HWIO -> OIHW, (in, out) -> (out, in), (7, 7, C) -> (C, 7, 7).
 
-    Args:
-        path: where the tensor is in the model.
-        array: of any dtype; numpy or JAX. Grouped convolutions have `in` per group on both sides.
+    Grouped convolutions have `in` per group on both sides.
     """
     if array.ndim == 4:
         return array.transpose(3, 2, 0, 1)
@@ -108,7 +106,7 @@ def to_checkpoint(path, array):
     return array.transpose()
 
 
-def from_checkpoint(path, array):
+def from_checkpoint(path: str, array: np.ndarray) -> np.ndarray:
     """The inverse of `to_checkpoint`: PyTorch's layout -> the one that the model has at `path`."""
     if array.ndim == 4:
         return array.transpose(2, 3, 1, 0)
@@ -122,7 +120,7 @@ def _leaves(module):
 
 
 def _translate(module, rows):
-    """Returns `module` by the first row that fits it, or None."""
+    """`module` by the first row that fits it, or None."""
     for pattern, replacement in rows:
         if found := re.fullmatch(re.escape(pattern).replace(r"\{\}", r"(\d+)"), module):
             return replacement.format(*found.groups())

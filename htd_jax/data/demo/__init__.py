@@ -5,8 +5,11 @@ photographs. Scene i of a split is the same every time it is asked for; the two 
 photograph.
 """
 import functools
+from typing import SupportsIndex
 
 import numpy as np
+from jaxtyping import UInt8
+from ml_collections import ConfigDict
 
 from htd_jax.data.demo import painting, scenes, sources
 from htd_jax.data.records import Category, Record, coco_ground_truth
@@ -16,30 +19,28 @@ LAYOUT, PAINT = 0, 1  # streams of random numbers of a scene
 
 
 class DemoDataset:
-    """A split's scenes; see `htd_jax.data` for what a data set offers. Without crowds, `image` never fails."""
+    """A split's scenes; see `records.Dataset`. Without crowds, and `image` never fails."""
 
     categories = tuple(Category(i + 1, name) for i, name in enumerate(sources.CLASSES))
 
-    def __init__(self, config, split):
+    def __init__(self, config: ConfigDict | None, split: str):
         """`config` has no say in the scenes: figures measured on them can be compared."""
         del config
         self._split = split
         self._sources = sources.load(split)
-        self._record = functools.cache(self._make_record)  # composing costs a millisecond, and epochs repeat
+        self._record = functools.cache(self._make_record)  # composing takes a millisecond, and epochs repeat
 
-    def __len__(self):
+    def __len__(self) -> int:
         return SCENES[self._split]
 
-    def record(self, index):
-        """Record of scene `index`; its boxes are tight around what is visible."""
+    def record(self, index: SupportsIndex) -> Record:
+        """Boxes are tight around what is visible."""
         return self._record(int(index))
 
-    def image(self, index):
-        """uint8 [224, 224, 3] RGB."""
+    def image(self, index: SupportsIndex) -> UInt8[np.ndarray, "224 224 3"]:
         return painting.paint(self._layout(index), self._sources.photos, self._rng(index, PAINT))
 
-    def ground_truth(self):
-        """COCO-format dict for pycocotools."""
+    def ground_truth(self) -> dict:
         return coco_ground_truth(self)
 
     def _make_record(self, index):

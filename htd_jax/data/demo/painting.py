@@ -1,21 +1,22 @@
-"""The picture of a demo scene's layout."""
+"""The image of a demo scene's layout."""
 import functools
 
 import cv2
 import numpy as np
+from jaxtyping import UInt8
 
-from htd_jax.data.demo.scenes import SIZE, warp
+from htd_jax.data.demo.scenes import SIZE, Layout, warp
 
-INK_CONTRAST, PICTURE_CONTRAST = 90, 40  # least differences from the mean brightness of what lies under, of 255
+INK_CONTRAST, TEXTURE_CONTRAST = 90, 40  # least differences from the mean brightness of what lies under, of 255
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
-def paint(layout, photos, rng):
-    """uint8 [224, 224, 3] RGB: the layout's sprites on a piece of one of `photos`, with a little noise."""
+def paint(layout: Layout, photos: dict[str, np.ndarray], rng: np.random.Generator) -> UInt8[np.ndarray, "224 224 3"]:
+    """RGB: the layout's sprites on a piece of one of `photos`, with a little noise."""
     canvas = _background(photos, rng)
     for item in layout.placed:
         region = canvas[item.window].astype(np.float32)
-        colour_of = _ink if item.sprite.texture is None else _picture
+        colour_of = _ink if item.sprite.texture is None else _texture
         opacity = item.alpha[..., None] * np.float32(rng.uniform(0.85, 1) / 255)
         region += (colour_of(item, region, rng) - region) * opacity
         canvas[item.window] = np.rint(region)
@@ -44,9 +45,9 @@ def _ink(item, region, rng):
     return np.clip(colour + slope[None, :, None], 0, 255)
 
 
-def _picture(item, region, rng):
+def _texture(item, region, rng):
     """The sprite's texture through its matrix, with another contrast, tint and brightness."""
-    level = np.float32(_apart_from(float((region @ LUMA).mean()), PICTURE_CONTRAST, 60, 195, rng))
+    level = np.float32(_apart_from(float((region @ LUMA).mean()), TEXTURE_CONTRAST, 60, 195, rng))
     shown = warp(item.sprite.texture, item.matrix, item.alpha.shape, cv2.BORDER_REPLICATE).astype(np.float32)
     tint = rng.uniform(0.92, 1.08, size=3).astype(np.float32)
     return np.clip(((shown - shown.mean()) * np.float32(rng.uniform(0.7, 1.2)) + level) * tint, 0, 255)

@@ -1,4 +1,4 @@
-"""Scenes of the demo: sprites laid out on a photograph, and the picture of that layout.
+"""Scenes of the demo: sprites laid out where `painting` will paint them on a photograph, and their boxes.
 
 A layout is made without painting, so that boxes are cheap. Big sprites lie under small ones, distractors among them.
 A box is tight around what is left of its object, in pixels: x1 y1 of the first visible pixel, x2 y2 past the last.
@@ -7,6 +7,7 @@ import dataclasses
 
 import cv2
 import numpy as np
+from jaxtyping import Float, Float32, Int32, UInt8
 
 from htd_jax.data.demo.sources import Sources, Sprite
 
@@ -22,21 +23,21 @@ TRIES = 8  # places tried before a sprite is left out
 
 @dataclasses.dataclass(frozen=True)
 class Placed:
-    """A sprite at its place. `alpha` uint8 [h, w] covers `window`; `matrix` maps the field's pixels to alpha's."""
+    """A sprite at its place. `alpha` covers `window`; `matrix` maps the field's pixels to alpha's."""
 
     sprite: Sprite
-    matrix: np.ndarray
+    matrix: Float[np.ndarray, "2 3"]
     window: tuple[slice, slice]
-    alpha: np.ndarray
+    alpha: UInt8[np.ndarray, "H W"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Sprites from back to front; `boxes` float32 [n, 4] and `labels` int32 [n] of those that are objects."""
+    """Sprites from back to front; boxes and labels of those that are objects."""
 
     placed: tuple[Placed, ...]
-    boxes: np.ndarray
-    labels: np.ndarray
+    boxes: Float32[np.ndarray, "G 4"]
+    labels: Int32[np.ndarray, " G"]
 
 
 def layout(sources: Sources, rng: np.random.Generator) -> Layout:
@@ -57,9 +58,9 @@ def layout(sources: Sources, rng: np.random.Generator) -> Layout:
 
 def _draw(sources, rng):
     """(size, sprite) of every object and distractor of a scene; classes are equally likely."""
-    groups = [sources.objects[k] for k in rng.integers(len(sources.objects), size=rng.integers(*OBJECTS, endpoint=True))]
+    classes = rng.integers(len(sources.objects), size=rng.integers(*OBJECTS, endpoint=True))
     kinds = rng.choice(len(sources.distractors), rng.integers(*DISTRACTORS, endpoint=True), p=DISTRACTOR_SHARES)
-    groups += [sources.distractors[k] for k in kinds]
+    groups = [sources.objects[k] for k in classes] + [sources.distractors[k] for k in kinds]
     sizes = np.exp(rng.triangular(*np.log((SHORTEST, USUAL, LONGEST)), size=len(groups)))
     return [(size, group[rng.integers(len(group))]) for size, group in zip(sizes, groups)]
 
@@ -84,8 +85,9 @@ def _somewhere(shape, rng):
     return slice(y, y + shape[0]), slice(x, x + shape[1])
 
 
-def warp(image, matrix, shape, border=cv2.BORDER_CONSTANT):
-    """`image` uint8 drawn through `matrix` [2, 3] on a canvas of `shape` (h, w); averaged first where that shrinks it."""
+def warp(image: UInt8[np.ndarray, "h w *channels"], matrix: Float[np.ndarray, "2 3"], shape: tuple,
+         border: int = cv2.BORDER_CONSTANT) -> UInt8[np.ndarray, "H W *channels"]:
+    """`image` drawn through `matrix` on a canvas of `shape` (H, W); averaged first where that shrinks it."""
     scale = np.sqrt(abs(np.linalg.det(matrix[:, :2])))
     if scale < 0.75:
         small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)

@@ -9,6 +9,7 @@ import functools
 
 import cv2
 import numpy as np
+from jaxtyping import Float32, UInt8
 
 from htd_jax.errors import UserError
 
@@ -31,32 +32,32 @@ LETTERS = {"train": "AFHMNRTXknuw", "val": "EKPVWhmrtvx"}
 class Sprite:
     """Something to paste. `label` indexes `CLASSES`, or is `DISTRACTOR`; `source` names the item it came from.
 
-    field: uint8 [h, w], the outline is its level set at 128, so it can be drawn crisply at any size.
-    texture: uint8 [h, w, 3], or None for ink of one colour.
-    points: float32 [n, 2], x y of the outline's convex hull in pixels of the field.
+    field: the outline is its level set at 128, so it can be drawn crisply at any size.
+    texture: None for ink of one colour.
+    points: x y of the outline's convex hull in pixels of the field.
     turn: the largest rotation either way, in degrees.
     """
 
     label: int
     source: str
-    field: np.ndarray
-    texture: np.ndarray | None
-    points: np.ndarray
-    turn: float
+    field: UInt8[np.ndarray, "H W"]
+    texture: UInt8[np.ndarray, "H W 3"] | None
+    points: Float32[np.ndarray, "points 2"]
+    turn: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Sources:
-    """One split's material: sprites by class, distractors by kind, photographs uint8 [h, w, 3] by name."""
+    """One split's material: sprites by class, distractors by kind, photographs by name."""
 
     objects: tuple[tuple[Sprite, ...], ...]
     distractors: tuple[tuple[Sprite, ...], ...]
-    photos: dict[str, np.ndarray]
+    photos: dict[str, UInt8[np.ndarray, "_ _ 3"]]
 
 
 @functools.cache
-def load(split):
-    """`Sources` of 'train' or 'val'; raises UserError where a package that carries them is missing."""
+def load(split: str) -> Sources:
+    """The material of 'train' or 'val'; raises UserError where a package that carries it is missing."""
     try:
         import skimage.data
         import sklearn.datasets
@@ -106,7 +107,7 @@ def _letters(split):
 
 
 def _oval(source, texture):
-    """A distractor that shows a grey picture in the ellipse that fits it."""
+    """A distractor that shows a grey image in the ellipse that fits it."""
     field = np.zeros((FIELD, FIELD), np.uint8)
     cv2.ellipse(field, (FIELD // 2, FIELD // 2), (FIELD // 2 - 5, FIELD // 2 - 2), 0, 0, 360, 255, -1)
     return _framed(source, np.repeat(texture[..., None], 3, axis=2), field, 15)
