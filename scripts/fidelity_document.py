@@ -4,51 +4,47 @@ INTRODUCTION = """\
 # Fidelity
 
 How far this project's figures are from those of the published PyTorch implementation, for the same weights and inputs.
-The original's were computed in float32 on a CPU with mmcv 1.7.2's compiled operators (torch 2.13); every weight is \
-drawn
-from its checkpoint name, so that a wrongly translated tensor shows as a wrong figure.
+The original's were computed in float32 on a CPU with mmcv 1.7.2's compiled operators (torch 2.13). Every weight is
+drawn from its checkpoint name, so a wrongly translated tensor shows as a wrong figure.
 
-This page is written by `python scripts/fidelity.py`; nothing in it is typed by hand but the explanations. The \
-bounds are
-those that the tests hold (`tests/test_golden_*.py`); a figure beyond its bound would stand here in bold.
+`python scripts/fidelity.py` writes this page; only the explanations are typed by hand. The bounds are those of the
+tests (`tests/test_golden_*.py`); a figure beyond its bound would stand here in bold.
 """
 
 SECTIONS = {
     "infer": ("One image, part by part", """\
-Error: largest difference over the root mean square of the original's array. The maps come from the image; everything
-after the proposals is computed from the *original's* proposals, because sorting and NMS may swap two that are nearly
-tied. *Noise floor: two correct float32 programs differ by about 1e-5, boxes by 5e-4 pixel, scores by 2e-6. Against an
-exact NMS for each class, which is what this project has, the original's soft-NMS moves scores by up to 4e-4, because it
-separates classes by adding large numbers to float32 boxes.*
+Error: the largest difference over the root mean square of the original's array. The maps are computed from the image,
+everything after the proposals from the *original's* proposals, because sorting and NMS may swap two that are nearly
+tied. *Noise floor: two correct float32 programs differ by about 1e-5, boxes by 5e-4 pixel, scores by 2e-6. The
+original's soft-NMS differs from an exact NMS for each class, which this project has, by up to 4e-4 in scores, because
+it separates classes by adding large numbers to float32 boxes.*
 """),
     "train": ("One batch: losses, gradients, samples", """\
 Two images of different size, `sampling = first`, from the original's proposals. Losses: relative error (the accuracies
-`acc`: difference in percent). Gradients: the largest relative error over all trained parameters of the norm, and the
-norm of the difference as estimated from the entries that the figures hold. *Noise floor: losses 5e-7, gradients 2e-4.*
-The largest are those of BA's attention, differences between levels that nearly cancel: weights 1e-6 off move their \
-norms
-by 1e-3 to 2e-3 for R101-DCN. Frozen parameters have no
-gradient, and those of PGraph's layers for levels that no RoI is on are exactly zero where the original has none. Left
-out is the one parameter whose gradient is zero in theory, `roi_head.bbox_roi_extractor.1.conv2.bias`. That the targets
-are equal as well is tested (`tests/test_golden_train.py`).
+`acc`: difference in percent). Gradients: the largest relative error, over all trained parameters, of the norm, and of
+the difference's norm as estimated from the recorded entries. *Noise floor: losses 5e-7, gradients 2e-4.* The largest
+errors are those of BA's attention, whose gradients are differences between levels that nearly cancel: a change of the
+weights by 1e-6 moves their norms by 1e-3 to 2e-3 for R101-DCN. Frozen parameters have no gradient, and those of
+PGraph's layers for levels without RoIs are exactly zero where the original has none. One parameter is excluded, since
+its gradient is zero in theory: `roi_head.bbox_roi_extractor.1.conv2.bias`. `tests/test_golden_train.py` tests that the
+targets are equal as well.
 """),
     "trajectory": ("Steps of SGD", """\
-Largest relative error of a loss, by the program's own training step and from its own proposals; `photographs`: two of
-COCO's images through the data pipeline too. Steps amplify rounding. *Noise floor, and from it the bound of every step
-after the first: ten times what multiplying every weight by 1 + 1e-6 n, n normal, moves the losses of that step.*
+The largest relative error of a loss, by the program's own training step and from its own proposals; `photographs`: two
+of COCO's images, through the data pipeline too. Steps amplify rounding. *Noise floor, and from it the bound of every
+step after the first: ten times what multiplying every weight by 1 + 1e-6 n, n normal, moves the losses of that step.*
 """),
     "photographs": ("Detections on photographs", """\
 COCO's photographs at 1333x800 through `eval.py --checkpoint FILE.pth`, from JPEG to `detections.json`, `exact` padding;
 `tta`: two scales and flip. Matched: greedily, by class and IoU > .95. Scores: the largest difference among the matched.
-With random weights many scores are nearly tied: *98 % is what the original's figures ask for.*
+With random weights many scores are nearly tied: *the original's figures ask for 98 %.*
 """),
     "moved": ("What moves detections on purpose", """\
-The four photographs of `coco_r50` again, with one key changed, against the original's detections. `bucket` padding \
-leaves
-few static shapes to compile. What lies beyond the original's own padding is set to zero before every convolution, and
-left out of anchors, pooling and RoIs, so that the original's figures remain (`tests/test_model_edges.py`).
-bfloat16 is how accelerators train and is not the original's arithmetic:
-random weights, whose scores are nearly tied, show it at its worst, and no bound is set.
+The four photographs of `coco_r50` again, with one key changed, against the original's detections. `bucket` padding
+leaves few static shapes to compile. What lies beyond the original's own padding is set to zero before every
+convolution, and excluded from anchors, pooling and RoIs, so the original's figures hold (`tests/test_model_edges.py`).
+bfloat16 is what accelerators train in, and is not the original's arithmetic: random weights, whose scores are nearly
+tied, show it at its worst, and there is no bound.
 """),
 }
 
@@ -57,22 +53,18 @@ DIFFERENCES = """\
 
 | | the original | here |
 |---|---|---|
-| images a device in training | at most two | any number |
-| exactly one RoI; one or no positive in a batch; no proposal | crashes | finite losses and gradients \
-(`tests/test_model_edges.py`) |
-| normalisation of losses | on each device over its own two images | over the whole batch: one device and many give \
-the same figures |
-| NMS for each class and level | boxes are moved apart by adding large numbers, which rounds their IoU | exact |
-| BA at test time | regresses all RoIs | those with a score that can be output; the detections are the same |
-| RoIs pooled on P2, PGraph's two layers | twice | once (W(x + g) = W x + W g); the same but for rounding |
+| images on each device in training | at most two | any number |
+| exactly one RoI; one or no positive in a batch; no proposal | crashes | finite losses and gradients (`tests/test_model_edges.py`) |
+| normalisation of losses | on each device, over its own two images | over the whole batch: one device and many give the same figures |
+| NMS for each class and level | boxes are separated by adding large numbers, which rounds their IoU | exact |
+| BA at test time | regresses all RoIs | regresses those whose score can be output; the detections are the same |
+| RoIs pooled on P2, PGraph's two layers | twice | once (W(x + g) = W x + W g); the same up to rounding |
 | images and levels | loops in Python | one compiled program |
 | EXIF orientation | always applied when decoding | the orientation whose width and height the annotation states |
-| padding | the next multiple of 32 | the same under `data.pad_to = exact`; few static shapes under `bucket`, the \
-default, with the same figures |
+| padding | the next multiple of 32 | the same under `data.pad_to = exact`; few static shapes under `bucket`, the default, with the same figures |
 | scale in multi-scale training | drawn for each image | drawn for each batch |
-| the shipped `htd_r101` configuration | trains multi-scale by mistake, as its author confirmed | one scale; \
-multi-scale is `htd_r101_ms` |
-"""
+| the shipped `htd_r101` configuration | trains multi-scale by mistake, as its author confirmed | one scale; multi-scale is `htd_r101_ms` |
+"""  # noqa: E501
 
 
 def text(records, missing):
@@ -108,15 +100,15 @@ def cell(values):
 
 def bounds(cells):
     """The bound, or each column's where they differ."""
-    shown = ["none" if not bound else f"at least {100 * bound:g} %" if least else f"{bound:.1e}"
+    shown = [(f"at least {100 * bound:g} %" if least else f"{bound:.1e}") if bound else "none"
              for _, bound, least in cells.values()]
     return shown[0] if len(set(shown)) == 1 else ", ".join(shown)
 
 
 def how(records, missing):
     """A row for each part: what it was measured on; and what was not."""
-    lines = ["## How it was measured", "", "Commit: that of the code measured; a + says that files of `htd_jax` or "
-             "`configs` were changed but not committed.", "",
+    lines = ["## How it was measured", "",
+             "Commit: that of the measured code; a + marks uncommitted changes in `htd_jax` or `configs`.", "",
              "| `python scripts/fidelity.py` | commit | machine | versions | minutes |", "|---|---|---|---|---|"]
     lines += [f"| `{part}` | {r['commit']} | {r['machine']} | {r['versions']} | {r['seconds'] / 60:.1f} |"
               for part, r in records.items()]
