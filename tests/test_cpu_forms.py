@@ -90,7 +90,8 @@ def test_gradient_of_conv(size, stride, large, monkeypatch):
     monkeypatch.setattr(cpu_conv, "LARGE", large)
     x, kernel, pad = draw(2, 9, 12, 4), draw(size, size, 4, 6), (size - 1) // 2
     arguments = ((stride, stride), ((pad, pad), (pad, pad)))
-    more = dict(feature_group_count=1, lhs_dilation=(1, 1), rhs_dilation=(1, 1), dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    more = dict(feature_group_count=1, lhs_dilation=(1, 1), rhs_dilation=(1, 1),
+                dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
     def gradients(form):
         return jax.jit(jax.grad(lambda x, k: (form(x, k, *arguments, **more) ** 2).sum(), argnums=(0, 1)))(x, kernel)

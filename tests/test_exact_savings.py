@@ -31,7 +31,7 @@ def pyramid(images, height, width, levels=5):
 
 
 def gradients(function, module, *arguments):
-    """Of `function(module, *arguments)`, summed with random factors, by the module's parameters and the first argument."""
+    """Of `function(module, *arguments)`, summed with random factors, by the module and the first argument."""
     graphdef, state = nnx.split(module)
 
     def total(state, first):
@@ -71,7 +71,8 @@ def test_positives_are_regressed_as_if_all_were(positives):
         return ba(levels, flat(own), jnp.repeat(context, slots, axis=0)).reshape(2, slots, 4)
 
     masked = lambda form: lambda *a: jnp.where(positive[..., None], form(*a), 0)
-    ours, plain = (gradients(masked(form), ba, crops, own, context, positive) for form in (regress_positives, all_of_them))
+    ours, plain = (gradients(masked(form), ba, crops, own, context, positive)
+                   for form in (regress_positives, all_of_them))
     for _, (by_parameter, _) in (ours, plain):
         by_parameter["att_conv2"].pop("bias")  # 0 in theory: softmax over the levels takes it away
     check_close(ours, plain, 2e-5)

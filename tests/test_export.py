@@ -35,7 +35,8 @@ def assert_runs_as_the_detector(program, weights):
     batch = dict(image=image, size=size, padded=padded, scale=np.ones((2, 2), np.float32))
     expected = jax.jit(functional.functions(config).detect)((state,), batch)
     for name, value in expected.items():
-        np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-4, err_msg=name)
+        # 5e-4 pixels is what two compilations of one float32 program differ by (docs/fidelity.md).
+        np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=5e-4, err_msg=name)
     assert (jnp.where(found["valid"][1][:, None], found["boxes"][1], 0) <= jnp.array([50, 30, 50, 30])).all()
     return found["valid"].sum()
 

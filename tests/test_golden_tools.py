@@ -10,8 +10,9 @@ FOUND = BOXES, np.array([0.9, 0.8, 0.7]), np.array([1, 2, 1])
 @pytest.fixture
 def archive(tmp_path):
     whole = np.arange(24, dtype=np.float32).reshape(4, 6)
-    np.savez(tmp_path / "a.npz", whole=whole, **{"big/shape": whole.shape, "big/every": 5, "big/sample": whole.reshape(-1)[::5],
-                                                 "big/mean_rms": [whole.mean(), np.sqrt((whole**2).mean())]})
+    sampled = {"shape": whole.shape, "every": 5, "sample": whole.reshape(-1)[::5],
+               "mean_rms": [whole.mean(), np.sqrt((whole**2).mean())]}
+    np.savez(tmp_path / "a.npz", whole=whole, **{f"big/{name}": value for name, value in sampled.items()})
     return whole, figures.Archive(tmp_path / "a.npz")
 
 
@@ -46,7 +47,8 @@ def test_order_may_differ_only_between_near_ties():
 
 
 @pytest.mark.parametrize("figure, holds", [
-    (figures.Figure("a", 1.0, 1.0), True), (figures.Figure("a", 1.1, 1.0), False), (figures.Figure("a", np.nan, 1.0), False),
+    (figures.Figure("a", 1.0, 1.0), True), (figures.Figure("a", 1.1, 1.0), False),
+    (figures.Figure("a", np.nan, 1.0), False),
     (figures.Figure("a", 0.98, 0.98, True), True), (figures.Figure("a", 0.97, 0.98, True), False)])
 def test_bounds(figure, holds):
     assert figure.holds == holds

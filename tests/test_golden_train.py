@@ -48,7 +48,7 @@ def test_anchors_sampled(run):
     anchors = train.all_anchors(run)
     chosen, deltas = run.anchors
     for i in range(len(deltas)):
-        golden = lambda key: run.archive[f"rpn.sampling.{i}/{key}"]
+        golden = lambda key, i=i: run.archive[f"rpn.sampling.{i}/{key}"]
         rank = train.positions(run, "rpn", i)
         index, positive, valid = chosen.index[i], chosen.positive[i], chosen.valid[i]
         np.testing.assert_array_equal(rank[index[positive]], golden("pos_inds"))
@@ -69,7 +69,7 @@ def decoded(boxes, deltas):
 def test_rois_sampled(run, stage):
     rois = run.seen["rois"][stage]
     for i in range(len(rois.index)):
-        golden = lambda key: run.archive[f"s{stage}.sampling.{i}/{key}"]
+        golden = lambda key, i=i: run.archive[f"s{stage}.sampling.{i}/{key}"]
         position = train.positions(run, f"s{stage}", i)
         positive, negative = rois.positive[i], rois.valid[i] & ~rois.positive[i]
         np.testing.assert_array_equal(position[rois.index[i][positive]], golden("pos_inds"))

@@ -26,7 +26,8 @@ LOSSES = {"loss_rpn_cls", "loss_rpn_bbox", "loss_global", "s0.loss_cls", "s0.acc
 
 def jit(function):
     """Compiled in half the time; how fast it then runs does not matter here."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True})
+    options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    return jax.jit(function, compiler_options=options)
 
 
 @functools.cache
@@ -57,7 +58,8 @@ def batch(counts, slots=8, seed=0):
     return dict(image=reference.images([SHAPE] * len(counts), SHAPE, seed=seed + 1),
                 size=np.int32([SHAPE] * len(counts)), padded=np.int32([SHAPE] * len(counts)),
                 scale=np.ones((len(counts), 2), np.float32), valid=valid,
-                boxes=np.where(valid[..., None], boxes, 0), labels=np.int32(rng.integers(0, CLASSES, valid.shape) * valid))
+                boxes=np.where(valid[..., None], boxes, 0),
+                labels=np.int32(rng.integers(0, CLASSES, valid.shape) * valid))
 
 
 @functools.cache

@@ -11,8 +11,8 @@ from htd_jax.models.resnet import Block, recomputed
 @pytest.mark.parametrize("count", [1, 4])
 @pytest.mark.parametrize("deformable, kind", [(True, "frozen_bn"), (False, "gn")])
 def test_recomputed_layer_is_the_layer(count, deformable, kind):
-    make = lambda inputs, stride: Block(inputs, 8, 8, stride, 4, bottleneck=True, groups=1, deformable=deformable, kind=kind,
-                                        dtype=None, rngs=nnx.Rngs(0))
+    make = lambda inputs, stride: Block(inputs, 8, 8, stride, 4, bottleneck=True, groups=1, deformable=deformable,
+                                        kind=kind, dtype=None, rngs=nnx.Rngs(0))
     blocks = nnx.List([make(16, 2)] + [make(32, 1) for _ in range(count - 1)])
     graphdef, state = nnx.split(blocks)
     rng = np.random.default_rng(0)

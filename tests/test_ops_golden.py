@@ -53,7 +53,8 @@ def test_deform_conv(case):
 
     @jax.jit
     def conv(x, offset, kernel):
-        return jax.vmap(lambda x, o: deform_conv.deform_conv(x, o, kernel, stride, padding, dilation, groups))(x, offset)
+        of_image = lambda x, o: deform_conv.deform_conv(x, o, kernel, stride, padding, dilation, groups)
+        return jax.vmap(of_image)(x, offset)
 
     kernel = jnp.asarray(get("weight").transpose(2, 3, 1, 0))
     out, backward = jax.vjp(conv, channels_last(get("x")), channels_last(get("offset")), kernel)
@@ -99,8 +100,9 @@ def test_multiclass(kind):
 @pytest.mark.parametrize("coder", list(STDS))
 def test_codec(coder):
     raw, image_size = GOLDEN[f"codec/{coder}/raw"], jnp.array([300, 400])
-    assert_close(boxes.decode(GOLDEN["codec/proposals"], raw, STDS[coder], image_size), GOLDEN[f"codec/{coder}/decoded"])
-    assert_close(boxes.encode(GOLDEN["codec/proposals"], GOLDEN["codec/gts"], STDS[coder]), GOLDEN[f"codec/{coder}/deltas"])
+    proposals, stds = GOLDEN["codec/proposals"], STDS[coder]
+    assert_close(boxes.decode(proposals, raw, stds, image_size), GOLDEN[f"codec/{coder}/decoded"])
+    assert_close(boxes.encode(proposals, GOLDEN["codec/gts"], stds), GOLDEN[f"codec/{coder}/deltas"])
 
 
 def test_iou():

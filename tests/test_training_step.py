@@ -92,11 +92,3 @@ def test_batch_must_split_over_the_devices():
     mesh_lib.check_batch_size(4, 2, mesh)
     with pytest.raises(UserError, match="batch_size .=3. must be divisible by the number of devices .=1. in 2"):
         mesh_lib.check_batch_size(3, 2, mesh)
-
-
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="how XLA compiles for a CPU")
-def test_barriers_hold_on_a_cpu():
-    """XLA takes them out early by default, and then keeps much more in memory."""
-    step, state, mesh = start()
-    program = step.lower(state, mesh_lib.put_local_rows(batch(), mesh)).compile().as_text()
-    assert "opt-barrier" in program

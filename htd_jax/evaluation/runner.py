@@ -41,9 +41,8 @@ def compile_detect(detect: Callable, mesh: Mesh | None = None) -> Callable:
     """
     if mesh is None:
         return jax.jit(detect)
-    rows = mesh_lib.split(mesh.local_mesh)
-    compiled = jax.jit(mesh_lib.under(mesh.local_mesh, detect), in_shardings=(mesh_lib.replicated(mesh.local_mesh), rows),
-                       out_shardings=rows)
+    everywhere, rows = mesh_lib.replicated(mesh.local_mesh), mesh_lib.split(mesh.local_mesh)
+    compiled = jax.jit(mesh_lib.under(mesh.local_mesh, detect), in_shardings=(everywhere, rows), out_shardings=rows)
     return lambda states, batch: compiled(states, jax.device_put(batch, rows))
 
 

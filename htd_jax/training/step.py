@@ -61,8 +61,9 @@ def make_step(loss_fn: Callable, optimizer: optax.GradientTransformation, schedu
         return new, logs | dict(grad_norm=optax.tree.norm(grads), lr=schedule(state["step"]))
 
     everywhere = mesh_lib.replicated(mesh)
-    return jax.jit(mesh_lib.under(mesh, step), in_shardings=(everywhere, mesh_lib.split(mesh)), out_shardings=everywhere,
-                   donate_argnums=0, compiler_options=CPU_OPTIONS if mesh.devices.flat[0].platform == "cpu" else None)
+    return jax.jit(mesh_lib.under(mesh, step), in_shardings=(everywhere, mesh_lib.split(mesh)),
+                   out_shardings=everywhere, donate_argnums=0,
+                   compiler_options=CPU_OPTIONS if mesh.devices.flat[0].platform == "cpu" else None)
 
 
 def _every_kth(x, k):

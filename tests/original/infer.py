@@ -36,7 +36,7 @@ def figures(name, ba_rois=1000):
 
 
 def compute(name, archive, ba_rois):
-    """Ours, in PyTorch's layouts: maps, own proposals (boxes, scores), what follows from the golden ones, detections."""
+    """Ours, in PyTorch's layouts: maps, own proposals (boxes, scores), what the golden ones lead to, detections."""
     config, graphdef = reference.config(name), nnx.graphdef(reference.abstract(name))
     sizes, padded = [tuple(archive["image_hw"])], tuple(archive["pad_hw"])
     batch = dict(image=reference.images(sizes, padded, int(archive["image_seed"])), size=np.int32(sizes),
@@ -88,7 +88,8 @@ def heads(model, pyramid, context, rois, size, ba_rois):
            "refined_rois": jnp.pad(refined, ((0, 0), (1, 0)))}
     crops = crop_own_level(pyramid, refined)
     logits1 = model.pgraph(crops[None], context, refined[None], jnp.ones((1, len(rois)), bool), model.stage0.fc_cls)
-    out |= {"s1.roi_feats": channels_first(crops), "s1.cls_score": logits1[0], "mean_cls_score": (logits0 + logits1)[0] / 2}
+    out |= {"s1.roi_feats": channels_first(crops), "s1.cls_score": logits1[0],
+            "mean_cls_score": (logits0 + logits1)[0] / 2}
     return out | graph(model, crops, context, refined) | regression(model, pyramid, context, refined, ba_rois)
 
 
@@ -96,7 +97,8 @@ def graph(model, crops, context, rois):
     """The inside of PGraph; its graphs' rows are still in the order of the RoIs (`graph_in`, `graph_out`)."""
     x, with_context = (part[0] for part in model.pgraph.embed(crops[None], context))
     logits, levels = model.stage0.fc_cls(x), roi_levels(rois)
-    inputs = interact(x, jax.nn.softmax(logits), rois, levels, jnp.ones(len(rois), bool), prototypes(model.stage0.fc_cls))
+    valid = jnp.ones(len(rois), bool)
+    inputs = interact(x, jax.nn.softmax(logits), rois, levels, valid, prototypes(model.stage0.fc_cls))
     outputs = model.pgraph.graph_layers(inputs, levels)
     return {"htd.fcs.0": with_context, "htd.fcs.1": x, "htd.fc_cls0_logits": logits,
             "htd.cls_feat": with_context + jax.nn.relu(outputs), "htd.graph0_in": inputs, "htd.graph0_out": outputs}

@@ -15,14 +15,15 @@ BUCKET_MATCHED = 0.95  # under the other way of padding
 
 
 def figures(name, folder, *options, least=MATCHED, most=SCORES):
-    """The figures of `coco_*.json` called `name`, with `options` of eval.py changed; `folder` is for weights and output."""
+    """The figures of `coco_*.json` called `name`, with `options` of eval.py; `folder` is for weights and output."""
     golden = json.loads(reference.find(f"{name}.json").read_text())
     return compare(evaluate(name, golden, folder, options), golden["detections"], least, most)
 
 
 def compare(ours, golden, least, most):
     """Share of detections matched image by image and the largest difference in score among them."""
-    shares, differences = zip(*(match(arrays(ours, i), arrays(golden, i)) for i in sorted({d["image_id"] for d in golden})))
+    images = sorted({d["image_id"] for d in golden})
+    shares, differences = zip(*(match(arrays(ours, i), arrays(golden, i)) for i in images))
     return [Figure("detections matched", float(np.mean(shares)), least, True),
             Figure("scores of the matched", max(differences), most)]
 
@@ -41,8 +42,8 @@ def evaluate(name, golden, folder, options):
                 "test.scale": tuple(golden["scale"]), "test.tta": bool(golden["tta"]),
                 "data.val.annotations": annotations(golden["images"], folder / f"{name}.json"),
                 "data.val.images": reference.SHARED / "data" / "coco2017_mini" / "val2017"}
-    subprocess.run([sys.executable, "eval.py", "--config", f"configs/{CONFIGS[name]}.py", "--output", str(folder / name),
-                    "--checkpoint", str(checkpoint(CONFIGS[name], folder)),
+    subprocess.run([sys.executable, "eval.py", "--config", f"configs/{CONFIGS[name]}.py",
+                    "--output", str(folder / name), "--checkpoint", str(checkpoint(CONFIGS[name], folder)),
                     *(f"--config.{key}={value}" for key, value in settings.items()), *options],
                    cwd=reference.ROOT, check=True, stdout=subprocess.DEVNULL)
     return json.loads((folder / name / "detections.json").read_text())

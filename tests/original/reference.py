@@ -1,4 +1,4 @@
-"""Weights, inputs and files behind the golden figures. No weight file travels: a tensor is drawn from its name and shape.
+"""Weights, inputs and files behind the golden figures. No weight file travels: name and shape determine a tensor.
 
 Names and shapes come from this project's own model, so a wrong one shows as a wrong figure. The draws are those of the
 published implementation's run (`tests/golden/README.md`).
@@ -58,7 +58,8 @@ def weights(name):
 def draw(model):
     """{checkpoint name: float32 array, PyTorch layout} of any model, which may be abstract."""
     flat = traverse_util.flatten_dict(loading.tree_of(model))
-    shapes = {names.checkpoint_name(".".join(map(str, path))): names.checkpoint_shape(x.shape) for path, x in flat.items()}
+    shapes = {names.checkpoint_name(".".join(map(str, path))): names.checkpoint_shape(x.shape)
+              for path, x in flat.items()}
     return {tensor: weight(tensor, shape) for tensor, shape in shapes.items()}
 
 

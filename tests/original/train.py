@@ -20,7 +20,8 @@ from original.figures import Archive, Figure, relative, same_rows
 
 LOSS, GRADIENT = 1e-5, 1e-3
 ATTENTION = "roi_head.bbox_roi_extractor.1."  # its gradients are differences between levels that nearly cancel:
-ATTENTION_GRADIENT = 2e-3  # weights 1e-6 off (`reference.state` with draw 1, 2, 3) move the norms by 1.0e-3 to 2.1e-3 for R101-DCN
+# Weights 1e-6 off (`reference.state` with draw 1, 2, 3) move the norms by 1.0e-3 to 2.1e-3 for R101-DCN.
+ATTENTION_GRADIENT = 2e-3
 ZERO_IN_THEORY = f"{ATTENTION}conv2.bias"  # a constant added to all logits of a softmax
 
 
@@ -148,7 +149,7 @@ def gradient_bound(name):
 
 
 def gradient_errors(run):
-    """{checkpoint name: (relative error of the norm, norm of the difference by the sampled entries / norm)} of every gradient."""
+    """Of every gradient, by name: (relative error of the norm, norm of the sampled entries' difference / norm)."""
     errors = {}
     for name in run.archive.under("grad/"):
         name, _, what = name.rpartition("/")
@@ -156,7 +157,8 @@ def gradient_errors(run):
             ours = run.gradients[name].astype(np.float64)
             norm, every, golden = (run.archive[f"grad/{name}/{key}"] for key in ("norm", "every", "sample"))
             difference = np.linalg.norm(ours.reshape(-1)[:: int(every)] - golden)
-            errors[name] = relative(np.linalg.norm(ours), norm), float(difference / norm * (ours.size / golden.size)**0.5)
+            scaled = difference / norm * (ours.size / golden.size)**0.5
+            errors[name] = relative(np.linalg.norm(ours), norm), float(scaled)
     return errors
 
 
@@ -185,6 +187,7 @@ def positions(run, stage, i):
         listed = (anchors[:, :2] >= 0).all(1) & (anchors[:, 2] < width) & (anchors[:, 3] < height)
     else:  # [ground truth, proposals]; stage 1's proposals are stage 0's sampled RoIs, less the ground truth
         first = run.seen["rois"][0]
-        proposals = np.ones(run.seen["proposals"][0].shape[1], bool) if stage == "s0" else first.valid[i] & ~first.is_gt[i]
+        proposals = (np.ones(run.seen["proposals"][0].shape[1], bool) if stage == "s0"
+                     else first.valid[i] & ~first.is_gt[i])
         listed = np.concatenate([run.batch["valid"][i], proposals])
     return np.cumsum(listed) - 1

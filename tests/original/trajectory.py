@@ -41,7 +41,7 @@ def synthetic(name, draws=DRAWS):
 
 
 def photographs(folder, draws=DRAWS):
-    """Figures of `train_coco_r50.json`: two photographs of COCO through the data pipeline; `folder` is for annotations."""
+    """Figures of `train_coco_r50.json`: two photographs of COCO through the pipeline; `folder` is for annotations."""
     golden = json.loads(reference.find("train_coco_r50.json").read_text())
     config = reference.config("htd_r50")
     config.update(dict(lr=golden["lr"], momentum=golden["momentum"], weight_decay=golden["weight_decay"],
