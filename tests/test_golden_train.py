@@ -1,4 +1,5 @@
 """Losses, gradients, samples and targets of one batch beside the original's, from the golden proposals."""
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from original import reference, train
@@ -103,7 +104,7 @@ def test_stride_takes_every_so_manieth(candidates, wanted):
     """`stride`: candidate i * n // k, the positives of it and the negatives each."""
     rng = np.random.default_rng(0)
     assigned = rng.permutation(np.repeat([-1, 0, 1], [50, candidates + 400, candidates]))
-    chosen = sample(assigned, 4 * wanted, wanted, "stride")
+    chosen = sample(jnp.asarray(assigned), 4 * wanted, wanted, "stride")
     take = lambda where, k: where[np.arange(k) * len(where) // max(k, 1)]
     positives = take(np.flatnonzero(assigned == 1), min(candidates, wanted))
     negatives = np.flatnonzero(assigned == 0)

