@@ -17,7 +17,7 @@ from htd_jax.ops.gpu.tiles import COLUMNS, ROWS, SLOTS
 
 def fits(channels):
     """Whether the kernels can work on so many channels."""
-    return tiles.channels_at_once(channels) >= 16  # of a matrix product's operand, at least
+    return tiles.channels_at_once(channels, jnp.bfloat16) >= 16  # of a matrix product's operand, at least
 
 
 def crops(pyramid, corners, levels, active, interpret=False):
@@ -26,7 +26,7 @@ def crops(pyramid, corners, levels, active, interpret=False):
     Those that are not `active [B, N]` are 0. `interpret`: run on any device, slowly.
     """
     (batch, count), channels = levels.shape, pyramid[0].shape[-1]
-    shapes, block = tuple(level.shape[1:3] for level in pyramid), tiles.channels_at_once(channels)
+    shapes, block = tuple(level.shape[1:3] for level in pyramid), tiles.channels_at_once(channels, pyramid[0].dtype)
     whole = [pl.BlockSpec(memory_space=pl.ANY)]
     out = pl.pallas_call(
         functools.partial(_kernel, shapes=shapes, block=block, count=count), grid=(batch * count, channels // block),
