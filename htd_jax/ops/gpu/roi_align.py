@@ -19,7 +19,7 @@ from htd_jax.ops.gpu.tiles import COLUMNS, ROWS, SLOTS
 
 def fits(channels: int) -> bool:
     """Whether the kernels can work on so many channels."""
-    return tiles.channels_at_once(channels) >= 16  # of a matrix product's operand, at least
+    return tiles.channels_at_once(channels, jnp.bfloat16) >= 16  # of a matrix product's operand, at least
 
 
 def crops(pyramid: Sequence[Float[Array, "B _ _ C"]], corners: Float[Array, "B N 4"], levels: Int[Array, "B N"],
@@ -29,7 +29,7 @@ def crops(pyramid: Sequence[Float[Array, "B _ _ C"]], corners: Float[Array, "B N
     `interpret`: run on any device, slowly.
     """
     (batch, count), channels = levels.shape, pyramid[0].shape[-1]
-    shapes, block = tuple(level.shape[1:3] for level in pyramid), tiles.channels_at_once(channels)
+    shapes, block = tuple(level.shape[1:3] for level in pyramid), tiles.channels_at_once(channels, pyramid[0].dtype)
     whole = [pl.BlockSpec(memory_space=pl.ANY)]
     out = pl.pallas_call(
         functools.partial(_kernel, shapes=shapes, block=block, count=count), grid=(batch * count, channels // block),

@@ -30,7 +30,7 @@ def gradients(gradient: Float[Array, "B N 7 7 C"], corners: Float[Array, "B N 4"
 
 def _of_level(rows, ints, floats, level, shape, items, interpret):
     (height, width), (batch, count), channels = shape, items, rows.shape[-1]
-    block = tiles.channels_at_once(channels)
+    block = tiles.channels_at_once(channels, rows.dtype)
     readers = _readers(ints.reshape(batch, count, -1), level, shape)
     whole = [pl.BlockSpec(memory_space=pl.ANY)]
     out = pl.pallas_call(

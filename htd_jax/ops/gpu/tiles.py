@@ -8,6 +8,7 @@ from htd_jax.ops.windows import axes_of, weight
 ROWS, COLUMNS = 8, 16  # cells of a tile
 SLOTS = 8  # of each axis's 7 bins: sizes are powers of two
 CHANNELS = 128  # of a program, at most
+FLOAT32_CHANNELS = 32  # likewise: full float32 has no tensor cores, and its unrolled products take long to compile
 INTS, FLOATS = 8, 8
 
 
@@ -21,9 +22,9 @@ def scalars_of(corners, levels, active, shapes):
     return flat(ints, jnp.int32), flat(floats, jnp.float32)
 
 
-def channels_at_once(channels):
+def channels_at_once(channels, dtype):
     """Channels of a program: the largest power of two, up to 128, that divides them."""
-    return min(CHANNELS, channels & -channels)
+    return min(FLOAT32_CHANNELS if dtype == jnp.float32 else CHANNELS, channels & -channels)
 
 
 def read(ref, item, count):

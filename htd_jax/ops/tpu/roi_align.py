@@ -31,7 +31,8 @@ from htd_jax.ops.windows import weight
 
 SLOTS = 8  # of a row of 7 bins, so that it fills a tile of vectors
 VECTOR_MEMORY = 128 * 2**20  # bytes, of v5e and v6e: assumed where no TPU is there to ask
-RESERVE = 10 * 2**20  # of it for what is not the atlas
+COMPILERS = 4 * 2**20  # of it are left to the compiler
+OTHERS = 10 * 2**20  # of it are for what is not the atlas
 
 
 def fits(shapes, channels, dtype):
@@ -41,7 +42,7 @@ def fits(shapes, channels, dtype):
 
 def block_of(atlas, channels, dtype):
     """Channels whose `atlas` is in vector memory at once; 0 if no number fits."""
-    return channels_at_once(atlas, channels, dtype, _vector_memory() - 2 * RESERVE)
+    return channels_at_once(atlas, channels, dtype, _vector_memory() - COMPILERS - OTHERS)
 
 
 def _vector_memory():
@@ -52,7 +53,7 @@ def _vector_memory():
 
 
 def compiler_options():
-    return pltpu.CompilerParams(vmem_limit_bytes=_vector_memory() - RESERVE)
+    return pltpu.CompilerParams(vmem_limit_bytes=_vector_memory() - COMPILERS)
 
 
 def crops(pyramid: Sequence[Float[Array, "B _ _ C"]], corners: Float[Array, "B N 4"], levels: Int[Array, "B N"],
