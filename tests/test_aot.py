@@ -72,7 +72,7 @@ StackFrames
 """
 TPU = HEADER + """%body (p: (s32[])) -> (s32[]) {
   %p = (s32[]{:T(128)}) parameter(0)
-  ROOT %work = f32[8,128]{1,0:T(8,128)} fusion(%p), metadata={stack_frame_id=2}, backend_config={"estimated_cycles":"1500"}
+  ROOT %work = f32[8]{0:T(128)} fusion(%p), metadata={stack_frame_id=2}, backend_config={"estimated_cycles":"1500"}
 }
 
 %counted (p: (s32[])) -> pred[] {

@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from htd_jax.training.mesh import make_mesh
 
 from htd_jax.config import default_config
+from htd_jax.data import views
 from htd_jax.data.records import Category, Record, coco_ground_truth
 from htd_jax.errors import UserError
-from htd_jax.evaluation import coco, runner, views
+from htd_jax.evaluation import coco, runner
+from htd_jax.mesh import make_mesh
 
 BOX = np.float32([[4, 6, 24, 36]])
 
