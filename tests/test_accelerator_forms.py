@@ -65,8 +65,9 @@ def test_surroundings_of_anchors():
                               lambda *pyramid: jax.vmap(surroundings)(list(pyramid), anchors), *pyramid)
 
 
-def test_gradient_of_doubling():
+def test_doubling():
     x = draw(2, 5, 7, 3)
+    np.testing.assert_array_equal(fpn._broadcast(x), fpn._repeated(x))
     gradient = draw(2, 10, 14, 3, seed=1)
     plain = jax.vjp(lambda x: x.repeat(2, axis=1).repeat(2, axis=2), x)[1](gradient)[0]
     np.testing.assert_allclose(fpn.sums_of_four(gradient), plain, rtol=1e-5, atol=1e-6)

@@ -42,9 +42,16 @@ def _repeated(x):
     return x.repeat(2, axis=1).repeat(2, axis=2)
 
 
+def _broadcast(x):
+    """As one copy: of two repetitions, an accelerator would write the first to memory."""
+    batch, height, width, channels = x.shape
+    four = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
+    return four.reshape(batch, 2 * height, 2 * width, channels)
+
+
 @jax.custom_vjp
 def _doubled(x):
-    return _repeated(x)
+    return jax.lax.platform_dependent(x, cpu=_repeated, default=_broadcast)
 
 
 def _doubled_backward(_, gradient):
