@@ -95,8 +95,9 @@ def test_batch_must_split_over_the_devices():
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="how XLA compiles for a CPU")
+@pytest.mark.skipif(jax.__version_info__ >= (0, 11), reason="later versions remove barriers at no cost in memory")
 def test_barriers_hold_on_a_cpu():
-    """XLA takes them out early by default, and then keeps much more in memory."""
+    """XLA of jax 0.10 removes them early by default, and then keeps much more in memory."""
     step, state, mesh = start()
     program = step.lower(state, mesh_lib.put_local_rows(batch(), mesh)).compile().as_text()
     assert "opt-barrier" in program
