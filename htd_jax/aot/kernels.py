@@ -30,7 +30,7 @@ def kernel_seconds(operation: Operation, types: dict[str, str], chip: Chip) -> f
     """Seconds of a kernel of `SCHEDULES`: its loops and, one after the other, the transfer of the pyramid; else 0."""
     schedule = SCHEDULES.get(operation.name.split(".")[0])
     if operation.code != "custom-call" or schedule is None:
-        return 0
+        return 0.0
     given = [types.get(name, "") for name in operation.operands]
     items = size_in_bytes(given[0]) // 4 // INTS
     cycles = items * (schedule.item + STRIPS * schedule.strip + TILES * schedule.tile)
