@@ -178,7 +178,7 @@ def test_anchors_beyond_the_originals_padding_never_win():
               for (h, w), s in zip(shapes, (4, 8, 16, 32, 64))]
     loud = [np.where(mask, 100, level) for mask, level in zip(beyond, logits)]
     run = jit(lambda levels: batch_proposals(
-        levels, deltas, shapes, np.int32([(30, 60)]), np.int32([(32, 64)]), settings().test))
+        levels, list(map(jnp.asarray, deltas)), shapes, jnp.int32([(30, 60)]), jnp.int32([(32, 64)]), settings().test))
     for ours, other in zip(run(logits), run(loud)):
         np.testing.assert_array_equal(ours, other)
 

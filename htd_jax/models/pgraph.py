@@ -52,7 +52,7 @@ class PGraph(nnx.Module):
         shift = jnp.einsum("bc,tco->bo", context, kernel.reshape(BINS * BINS, -1, kernel.shape[-1]))
         return tuple(jax.nn.relu(second(jax.nn.relu(h))) for h in (hidden, hidden + shift[:, None, :]))
 
-    def graph_layers(self, x: Float[Array, "B N F"], levels: Int[Array, "B N"]) -> Float[Array, "B N F"]:
+    def graph_layers(self, x: Float[Array, "*B N F"], levels: Int[Array, "*B N"]) -> Float[Array, "*B N F"]:
         """Each RoI through its own level's layer."""
         outputs = [jnp.where((levels == k)[..., None], layer(x), 0) for k, layer in enumerate(self.graph)]
         return sum(outputs)
