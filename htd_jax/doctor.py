@@ -33,6 +33,7 @@ _OPTIONAL = {"torch": "to read .pth files: pip install torch --index-url https:/
              "tensorflow_datasets": "for data.source='tfds' and htd_jax.prepare: pip install tensorflow-datasets",
              "huggingface_hub": "for init_from='hf:...': pip install huggingface_hub"}
 _GIB = 2**30
+_SLOW_SCATTER = (0, 10, 2), (0, 11, 0)  # versions of jax, both included
 _HOST_GIB, _DEVICE_GIB = 8, 8  # of memory, below which HTD-R50 at full size is likely not to train
 
 
@@ -45,7 +46,7 @@ def main(arguments: list[str]) -> None:
 
 def check(config: ConfigDict | None = None, show: Callable[[str], object] = print) -> Results:
     """Yields the result of every check, in order, and shows it as a line. The data of `config` are looked at too."""
-    checks = [python(), requirements(), optional(), devices(), memory()]
+    checks = [python(), requirements(), optional(), devices(), forms(), memory()]
     checks += [data(config, "train"), data(config, "val"), start(config)] if config else []
     for state, what, remark in itertools.chain(*checks):
         show(f"{state:<5} {what:<24} {remark}")
@@ -112,6 +113,23 @@ def devices() -> Results:
                                     "https://docs.jax.dev/en/latest/installation.html")
     elif found[0].platform == "cpu":
         yield WARN, "accelerator", "none; on a CPU only the demo and small images are practical"
+    elif found[0].platform == "gpu" and _SLOW_SCATTER[0] <= jax.__version_info__[:3] <= _SLOW_SCATTER[1]:
+        yield WARN, "accelerator", (f"jax {jax.__version__} adds up float32 gradients 450 times slower on GPUs "
+                                    "(jax#38806): install jax 0.11.1 or later")
+
+
+def forms() -> Results:
+    """That the device's own form of RoIAlign gives what products of whole maps give, and how long each takes."""
+    from htd_jax import forms as forms_lib
+    remedy = "train and evaluate with --config.model.roi_align=products, and report it"
+    try:
+        found = forms_lib.compare()
+    except Exception as error:  # whatever a compiler raises
+        yield FAIL, "RoIAlign", f"does not run on this device: {type(error).__name__} {one_line(error)}; {remedy}"
+        return
+    remark = (f"{found.own * 1e3:.2f} ms, by products {found.products * 1e3:.2f} ms; they differ by "
+              f"{found.difference:.1e} of the rms")
+    yield (OK, "RoIAlign", remark) if found.difference <= found.tolerance else (FAIL, "RoIAlign", f"{remark}; {remedy}")
 
 
 def memory() -> Results:

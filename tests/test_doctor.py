@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from htd_jax import doctor
+from htd_jax import doctor, forms
 from htd_jax.config import default_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -49,6 +49,17 @@ def test_versions_against_requirements(tmp_path):
     results = list(doctor.requirements(path))
     assert states(results) == [("ok", "numpy"), ("warn", "pytest"), ("fail", "no_such_package_of_ours")]
     assert "tested with <2" in results[1][2] and "pip install -r" in results[2][2]
+
+
+def test_forms_that_differ_or_do_not_run_fail_with_the_remedy(monkeypatch):
+    assert states(doctor.forms()) == [("ok", "RoIAlign")]
+    wrong = forms.Comparison(1.0, 2.0, 0.5, 1e-4)
+    monkeypatch.setattr(forms, "compare", lambda: wrong)
+    (state, _, remark), = doctor.forms()
+    assert state == "fail" and "model.roi_align=products" in remark
+    monkeypatch.setattr(forms, "compare", lambda: 1 / 0)
+    (state, _, remark), = doctor.forms()
+    assert state == "fail" and "ZeroDivisionError" in remark and "model.roi_align=products" in remark
 
 
 def test_missing_data_fails_with_its_path(config):

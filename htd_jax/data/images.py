@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from htd_jax.errors import UserError
 
 # OpenCV prints several lines about a broken file before it returns None; the UserError raised instead has one.
-cv2.utils.logging.setLogLevel(0)
+(cv2.setLogLevel if hasattr(cv2, "setLogLevel") else cv2.utils.logging.setLogLevel)(0)  # OpenCV 4, OpenCV 5
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
