@@ -4,8 +4,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from htd_jax.ops.top_k import FEW, among_best, places
-
 RULES = ("random", "first", "stride")
 
 
@@ -56,19 +54,6 @@ def _random_indices(candidates, number, slots, key):
     length = candidates.shape[0]
     # Apart from what follows: TPU's compiler takes 20 s to merge drawing into top_k, and it runs no faster for it.
     draw = jax.lax.optimization_barrier(jnp.where(candidates, jax.random.uniform(key, (length,)), -1.0))
-    if length <= FEW:
-        return _greatest_by_sorting(draw, number, slots)
-    return jax.lax.platform_dependent(draw, number, cpu=lambda *of: _greatest_by_sorting(*of, slots),
-                                      default=lambda *of: greatest_by_counting(*of, slots))
-
-
-def _greatest_by_sorting(draw, number, slots):
-    length = draw.shape[0]
     index = jax.lax.top_k(draw, min(slots, length))[1]
     index = jnp.pad(index, (0, slots - index.shape[0]), constant_values=length)
     return jnp.sort(jnp.where(jnp.arange(slots) < number, index, length))
-
-
-def greatest_by_counting(draw, number, slots):
-    """Ascending indices of the `number` greatest of `draw [N]`, then N: `[slots]`."""
-    return jnp.where(jnp.arange(slots) < number, places(among_best(draw, number), slots), draw.shape[0])

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 BITS = 2  # found at a time
 ROW = 256  # numbers whose places are counted at once
-FEW = 4096  # so many are best sorted
+FEW = 2048  # so many are best sorted
 
 
 def top_k(x, k):
@@ -27,14 +27,14 @@ def by_counting(x, k):
 
 
 def among_best(x, number):
-    """Whether each of `x [N]` is among the `number` (which may be an array) greatest, the first of equals first."""
+    """Whether each of `x [N]` is among the `number` greatest, the first of equals first."""
     keys = _ordered(x)
     last = _bisect(lambda least: (keys[None, :] >= least[:, None]).sum(axis=1), number, 32)
     equals, more = keys == last, number - (keys > last).sum()
     behind = jnp.arange(len(x), 0, -1, dtype=jnp.uint32)  # falls along x, so that the first are the greatest
     end = _bisect(lambda least: (equals[None, :] & (behind[None, :] >= least[:, None])).sum(axis=1), more,
                   len(x).bit_length())
-    return ((keys > last) | (equals & (behind >= end))) & (number > 0)
+    return ((keys > last) | (equals & (behind >= end)))
 
 
 def _ordered(x):
