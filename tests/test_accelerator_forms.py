@@ -19,8 +19,8 @@ def draw(*shape, seed=0):
 def check_value_and_gradients(form, plain, *inputs, tolerance=1e-5):
     (value, gradients), (expected, plain_gradients) = jax.vjp(form, *inputs), jax.vjp(plain, *inputs)
     cotangent = draw(*expected.shape, seed=9)
-    for a, b in zip([value, *jax.tree.leaves(gradients(cotangent))], [expected, *jax.tree.leaves(plain_gradients(cotangent))],
-                    strict=True):
+    actual = value, *jax.tree.leaves(gradients(cotangent))
+    for a, b in zip(actual, (expected, *jax.tree.leaves(plain_gradients(cotangent))), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=tolerance * float(jnp.abs(b).max()))
 
 
@@ -28,7 +28,10 @@ def check_value_and_gradients(form, plain, *inputs, tolerance=1e-5):
 def test_deformable_convolution(groups, stride, reach):
     x, offsets = draw(2, 8, 12, 16), reach * draw(2, 8 // stride, 12 // stride, 18, seed=1)
     kernel = draw(3, 3, 16 // groups, 8, seed=2)
-    plain = lambda *inputs: jax.vmap(lambda x, offsets: deform_conv(x, offsets, inputs[2], stride, groups=groups))(*inputs[:2])
+
+    def plain(x, offsets, kernel):
+        return jax.vmap(lambda x, offsets: deform_conv(x, offsets, kernel, stride, groups=groups))(x, offsets)
+
     check_value_and_gradients(lambda *inputs: deform_conv_by_rows(*inputs, stride), plain, x, offsets, kernel)
 
 
@@ -36,9 +39,11 @@ def test_gradient_of_deformable_convolution_is_summed_in_float32():
     """Of 9 * 1024 taps on one cell: bfloat16 sums would stop growing at 256."""
     x, kernel = jnp.ones((1, 32, 32, 2), jnp.bfloat16), jnp.ones((3, 3, 2, 1), jnp.bfloat16)
     y, x_ = jnp.meshgrid(jnp.arange(32) - 1, jnp.arange(32) - 1, indexing="ij")
-    taps = jnp.arange(9)
-    to_one_cell = jnp.stack([5 - y[..., None] - taps // 3, 5 - x_[..., None] - taps % 3], axis=-1).reshape(1, 32, 32, 18)
-    gradient = jax.grad(lambda x: deform_conv_by_rows(x, to_one_cell.astype(jnp.float32), kernel).astype(jnp.float32).sum())(x)
+    taps = jnp.arange(9)[None, None, :]
+    to_one_cell = jnp.stack([5 - y[..., None] - taps // 3, 5 - x_[..., None] - taps % 3], axis=-1)
+    to_one_cell = to_one_cell.reshape(1, 32, 32, 18).astype(jnp.float32)
+    total = lambda x: deform_conv_by_rows(x, to_one_cell, kernel).astype(jnp.float32).sum()
+    gradient = jax.grad(total)(x)
     assert gradient[0, 5, 5, 0] == 9 * 1024 and gradient.sum() == 2 * 9 * 1024
 
 
@@ -53,7 +58,8 @@ def test_surroundings_of_anchors():
     shapes = [(16, 20), (8, 10), (4, 5), (3, 3)]
     pyramid = [draw(2, *shape, 8, seed=k) for k, shape in enumerate(shapes)]
     starts = np.cumsum([0, *(h * w for h, w in shapes)])
-    inner = [start + y * w + x for start, (h, w) in zip(starts, shapes) for y in range(1, h - 1) for x in range(1, w - 1)]
+    inner = [start + y * w + x for start, (h, w) in zip(starts, shapes)
+             for y in range(1, h - 1) for x in range(1, w - 1)]
     anchors = 3 * jnp.asarray(np.random.default_rng(0).choice(inner, (2, 60))) + jnp.arange(60) % 3  # some twice
     check_value_and_gradients(lambda *pyramid: surrounding_rows(list(pyramid), anchors // 3),
                               lambda *pyramid: jax.vmap(surroundings)(list(pyramid), anchors), *pyramid)
@@ -65,15 +71,17 @@ def test_doubling():
     gradient = draw(2, 10, 14, 3, seed=1)
     plain = jax.vjp(lambda x: x.repeat(2, axis=1).repeat(2, axis=2), x)[1](gradient)[0]
     np.testing.assert_allclose(fpn.sums_of_four(gradient), plain, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(jax.vjp(lambda x: fpn.upsample(x, (10, 14)), x)[1](gradient)[0], plain, rtol=1e-5, atol=1e-6)
+    chosen = jax.vjp(lambda x: fpn.upsample(x, (10, 14)), x)[1](gradient)[0]
+    np.testing.assert_allclose(chosen, plain, rtol=1e-5, atol=1e-6)
 
 
 def test_edges_in_place():
     features, ends = draw(4, 6, 7, 3), jnp.array([[6, 7], [3, 7], [6, 2], [1, 1]])
     np.testing.assert_array_equal(edges.extend_in_place(features, ends), edges.extend_in_passes(features, ends))
-    np.testing.assert_allclose(edges.in_place_backward(features, ends), edges.in_passes_backward(features, ends), rtol=1e-6)
+    passes = edges.in_passes_backward(features, ends)
+    np.testing.assert_allclose(edges.in_place_backward(features, ends), passes, rtol=1e-6)
     plain = jax.vjp(lambda x: edges.extend_in_passes(x, ends), features)[1](features)[0]
-    np.testing.assert_allclose(edges.in_place_backward(features, ends), plain, rtol=1e-6)
+    np.testing.assert_allclose(passes, plain, rtol=1e-6)
 
 
 def numbers(kind, count, seed=0):

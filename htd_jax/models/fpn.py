@@ -62,6 +62,6 @@ _doubled.defvjp(lambda x: (_doubled(x), None), _doubled_backward)
 
 
 def sums_of_four(x):
-    """Sums of each 2 x 2 cells of `x [B, H, W, C]`, in one pass: as sums along axes of two, a TPU moves the whole map."""
+    """Sums of each 2 x 2 cells of `x [B, H, W, C]`, in one pass: to add along axes of two, a TPU moves the map."""
     corner = lambda row, column: x[:, row::2, column::2].astype(jnp.float32)
     return (corner(0, 0) + corner(0, 1) + corner(1, 0) + corner(1, 1)).astype(x.dtype)

@@ -27,7 +27,7 @@ def _forward(pyramid, cells):
 
 
 def _backward(inputs, gradient):
-    """Adds up in float32, by rising index: XLA sorts indices that it does not know to be sorted, all images' at once."""
+    """Adds up in float32, by rising index: XLA would sort all images' indices at once, and compile that for long."""
     like, cells = inputs
     batch, count = cells.shape
     order = jnp.argsort(_tap_positions(cells, _shapes(like)).reshape(batch, -1), axis=1)
@@ -56,10 +56,11 @@ def _shapes(pyramid):
 def _tap_positions(cells, shapes):
     """Index `[B, N, 9]` of each cell about `cells [B, N]` among those of all levels of an image."""
     positions, start = 0, 0
+    taps = jnp.arange(TAPS)[None, None, :]
     for height, width in shapes:
         cell = cells - start
-        y = jnp.clip((cell // width)[..., None] + jnp.arange(TAPS) // 3 - 1, 0, height - 1)
-        x = jnp.clip((cell % width)[..., None] + jnp.arange(TAPS) % 3 - 1, 0, width - 1)
+        y = jnp.clip((cell // width)[..., None] + taps // 3 - 1, 0, height - 1)
+        x = jnp.clip((cell % width)[..., None] + taps % 3 - 1, 0, width - 1)
         here = (cell >= 0) & (cell < height * width)
         positions += jnp.where(here[..., None], start + y * width + x, 0)
         start += height * width

@@ -67,8 +67,9 @@ def _positions(offsets, taps, stride, padding, dilation):
     """Sampling positions `[Ho, Wo, taps, 2]` (y, x) in cells of the input."""
     rows, columns, _ = offsets.shape
     kh, kw = taps
-    y = (jnp.arange(rows) * stride - padding)[:, None, None] + (jnp.arange(kh * kw) // kw) * dilation
-    x = (jnp.arange(columns) * stride - padding)[None, :, None] + (jnp.arange(kh * kw) % kw) * dilation
+    tap = jnp.arange(kh * kw)[None, None, :]
+    y = (jnp.arange(rows) * stride - padding)[:, None, None] + (tap // kw) * dilation
+    x = (jnp.arange(columns) * stride - padding)[None, :, None] + (tap % kw) * dilation
     grid = jnp.stack(jnp.broadcast_arrays(y, x), axis=-1)
     return grid + offsets.reshape(rows, columns, kh * kw, 2)
 

@@ -15,7 +15,8 @@ CORNERS = 4
 def sum_of_taps(x, index, weights, kernel):
     """What `kernel [taps, in / groups, out]` makes of the taps of each of P places: `[P, out]`.
 
-    `x [B, H, W, in]`; `index` int32 `[P * taps]`: a row of `neighbourhoods(x)`; `weights`: of its four corners, float32 `[P * taps]` each.
+    `x [B, H, W, in]`; `index` int32 `[P * taps]`: a row of `neighbourhoods(x)`; `weights`: of its four corners, float32
+    `[P * taps]` each.
     """
     return _product(_weighted(_rows(x, index), weights), kernel)
 

@@ -33,8 +33,8 @@ def in_passes_backward(gradient, ends):
 
 def _beyond(features, ends):
     """For each axis of a map: whether a cell is the first beyond its end, `[B, H, 1, 1]` and `[B, 1, W, 1]`."""
-    return [(axis, jnp.expand_dims(jnp.arange(features.shape[axis]) == ends[:, axis - 1, None], (3 - axis, 3)))
-            for axis in (1, 2)]
+    cells = lambda axis: jnp.arange(features.shape[axis])[None, :]
+    return [(axis, jnp.expand_dims(cells(axis) == ends[:, axis - 1, None], (3 - axis, 3))) for axis in (1, 2)]
 
 
 def extend_in_place(features, ends):
@@ -58,8 +58,11 @@ def in_place_backward(gradient, ends):
 
 
 def _edge_by_edge(change, axes, features, ends):
-    """`features` after change(features, last, beyond, shape) for each image and axis: where the last row or column within
-    starts, where the one beyond, and their shape. Both are the last of all where the map ends with its array."""
+    """`features` after change(features, last, beyond, shape) for each image and axis.
+
+    `last`, `beyond`: where the last row or column within starts, and the one beyond; `shape`: of either. Where the map
+    ends with its array, both are the last of all.
+    """
     def of_image(image, features):
         for axis in axes:
             size, end = features.shape[axis], ends[image, axis - 1]

@@ -34,7 +34,7 @@ def among_best(x, number):
     behind = jnp.arange(len(x), 0, -1, dtype=jnp.uint32)  # falls along x, so that the first are the greatest
     end = _bisect(lambda least: (equals[None, :] & (behind[None, :] >= least[:, None])).sum(axis=1), more,
                   len(x).bit_length())
-    return ((keys > last) | (equals & (behind >= end)))
+    return (keys > last) | (equals & (behind >= end))
 
 
 def _ordered(x):
@@ -44,7 +44,7 @@ def _ordered(x):
 
 
 def _bisect(count, number, bits):
-    """The greatest uint32 of `bits` bits of which count([it]) is at least `number`; counts fall with what is counted."""
+    """The greatest uint32 of `bits` bits for which count([it]) is at least `number`; `count` falls."""
     steps = -(-bits // BITS)
     digits = jnp.arange(1, 1 << BITS, dtype=jnp.uint32)
 
@@ -57,7 +57,7 @@ def _bisect(count, number, bits):
 
 
 def places(chosen, slots):
-    """Ascending indices `[slots]` of those `chosen [N]` (bool), then N - 1: first the row of each is found, then its place."""
+    """Ascending indices `[slots]` of those `chosen [N]` (bool), then N - 1: of each its row, then its place there."""
     rows = jnp.pad(chosen, (0, -len(chosen) % ROW)).reshape(-1, ROW)
     ends = jnp.cumsum(rows.sum(axis=1))
     slot = jnp.arange(slots)
