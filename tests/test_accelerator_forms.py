@@ -60,7 +60,8 @@ def test_surroundings_of_anchors():
     starts = np.cumsum([0, *(h * w for h, w in shapes)])
     inner = [start + y * w + x for start, (h, w) in zip(starts, shapes)
              for y in range(1, h - 1) for x in range(1, w - 1)]
-    anchors = 3 * jnp.asarray(np.random.default_rng(0).choice(inner, (2, 60))) + jnp.arange(60)[None, :] % 3  # some twice
+    cells = jnp.asarray(np.random.default_rng(0).choice(inner, (2, 60)))  # some twice
+    anchors = 3 * cells + jnp.arange(60)[None, :] % 3
     check_value_and_gradients(lambda *pyramid: surrounding_rows(list(pyramid), anchors // 3),
                               lambda *pyramid: jax.vmap(surroundings)(list(pyramid), anchors), *pyramid)
 
