@@ -6,7 +6,7 @@ import pytest
 
 from htd_jax.models import fpn
 from htd_jax.models.rpn import surroundings
-from htd_jax.ops import edges, nms as nms_lib, sampling, top_k as top_k_lib
+from htd_jax.ops import edges, nms as nms_lib, top_k as top_k_lib
 from htd_jax.ops.cells import surrounding_rows
 from htd_jax.ops.deform_conv import deform_conv, deform_conv_by_rows
 from htd_jax.ops.stem_conv import conv_of_pairs
@@ -98,15 +98,6 @@ def test_top_k(kind, count, k):
     (values, index), (expected, at) = top_k_lib.by_counting(x, k), jax.lax.top_k(x, k)
     np.testing.assert_array_equal(values, expected)
     np.testing.assert_array_equal(index, at)
-
-
-@pytest.mark.parametrize("number", [0, 1, 40, 64])
-def test_random_indices(number):
-    x = jnp.asarray(numbers("ties", 1000))
-    at = jnp.sort(jax.lax.top_k(x, 64)[1][:number])
-    found = sampling.greatest_by_counting(x, jnp.int32(number), 64)
-    np.testing.assert_array_equal(found[:number], at)
-    assert (found[number:] == 1000).all()
 
 
 @pytest.mark.parametrize("kind", ["all", "ties", "few", "none"])

@@ -3,9 +3,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
-
-from htd_jax.ops.top_k import FEW, among_best, places
+from jaxtyping import Array, Bool, Int, Key
 
 RULES = ("random", "first", "stride")
 
@@ -58,19 +56,6 @@ def _random_indices(candidates, number, slots, key):
     length = candidates.shape[0]
     # A barrier, for a TPU's compiler takes 20 s to merge drawing into top_k, and it runs no faster for it.
     draw = jax.lax.optimization_barrier(jnp.where(candidates, jax.random.uniform(key, (length,)), -1.0))
-    if length <= FEW:
-        return _greatest_by_sorting(draw, number, slots)
-    return jax.lax.platform_dependent(draw, number, cpu=lambda *of: _greatest_by_sorting(*of, slots),
-                                      default=lambda *of: greatest_by_counting(*of, slots))
-
-
-def _greatest_by_sorting(draw, number, slots):
-    length = draw.shape[0]
     index = jax.lax.top_k(draw, min(slots, length))[1]
     index = jnp.pad(index, (0, slots - index.shape[0]), constant_values=length)
     return jnp.sort(jnp.where(jnp.arange(slots) < number, index, length))
-
-
-def greatest_by_counting(draw: Float[Array, "N"], number: Int[Array, ""], slots: int) -> Int[Array, "slots"]:
-    """Ascending indices of the `number` greatest, then N."""
-    return jnp.where(jnp.arange(slots) < number, places(among_best(draw, number), slots), draw.shape[0])

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 BITS = 2  # found at a time
 ROW = 256  # numbers whose places are counted at once
-FEW = 4096  # so many are best sorted
+FEW = 2048  # so many are best sorted
 
 
 def top_k(x: Float[Array, "N"], k: int) -> tuple[Float[Array, "k"], Int[Array, "k"]]:
@@ -35,7 +35,7 @@ def among_best(x: Float[Array, "N"], number: int | Int[Array, ""]) -> Bool[Array
     behind = jnp.arange(len(x), 0, -1, dtype=jnp.uint32)  # falls along x, so that the first are the greatest
     end = _bisect(lambda least: (equals[None, :] & (behind[None, :] >= least[:, None])).sum(axis=1), more,
                   len(x).bit_length())
-    return ((keys > last) | (equals & (behind >= end))) & (number > 0)
+    return (keys > last) | (equals & (behind >= end))
 
 
 def _ordered(x):
