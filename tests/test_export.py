@@ -36,7 +36,7 @@ def assert_runs_as_the_detector(program, weights):
     expected = jax.jit(functional.functions(config).detect)((state,), batch)
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-4, err_msg=name)
-    assert (jnp.where(found["valid"][1][:, None], found["boxes"][1], 0) <= jnp.array([50, 30, 50, 30])).all()
+    assert (jnp.where(found["valid"][1][:, None], found["boxes"][1], 0) <= jnp.array([[50, 30, 50, 30]])).all()
     return found["valid"].sum()
 
 
