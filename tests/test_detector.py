@@ -54,7 +54,7 @@ def stand_in(model, batch, config):
     """Three detections an image: the whole of it, its left half, and one that is invalid; scored by brightness."""
     assert model.num_classes == 5 and config.test.score == .05
     height, width = (batch["size"] / batch["scale"][:, ::-1]).T
-    inside = (jnp.arange(batch["image"].shape[2]) < batch["size"][:, 1:])[:, None, :, None]
+    inside = (jnp.arange(batch["image"].shape[2])[None] < batch["size"][:, 1:])[:, None, :, None]
     bright = (batch["image"] * inside).sum((1, 2, 3)) / batch["size"].prod(1) / 3 / 255
     zero, rows = jnp.zeros_like(width), len(width)
     return {"boxes": jnp.stack([jnp.stack([zero, zero, width * k, height], -1) for k in (.5, 1, 1)], 1),

@@ -50,7 +50,7 @@ def oracle(batch):
     """Finds BOX in every image, of the class that its pixels tell, and a worse box that is invalid."""
     views = batch if isinstance(batch, tuple) else (batch,)
     shown = jnp.stack([view["image"][:, 0, 0, 0] for view in views]).astype(jnp.int32)
-    shown = jnp.where((shown == shown[0]).all(0), shown[0], 99)  # 99: the views differ, a class that does not exist
+    shown = jnp.where((shown == shown[:1]).all(0), shown[0], 99)  # 99: the views differ, a class that does not exist
     rows = len(shown)
     labels = jnp.stack([shown % 2, shown % 2], 1).astype(jnp.int32)
     return {"boxes": jnp.tile(jnp.array(BOX), (rows, 2, 1)), "scores": jnp.tile(jnp.array([.9, 0.]), (rows, 1)),

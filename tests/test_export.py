@@ -37,7 +37,7 @@ def assert_runs_as_the_detector(program, weights):
     for name, value in expected.items():
         # 5e-4 pixels is what two compilations of one float32 program differ by (docs/fidelity.md).
         np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=5e-4, err_msg=name)
-    assert (jnp.where(found["valid"][1][:, None], found["boxes"][1], 0) <= jnp.array([50, 30, 50, 30])).all()
+    assert (jnp.where(found["valid"][1][:, None], found["boxes"][1], 0) <= jnp.array([[50, 30, 50, 30]])).all()
     return found["valid"].sum()
 
 

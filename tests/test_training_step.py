@@ -13,7 +13,7 @@ from htd_jax.training.state import init_state
 def loss_fn(params, frozen, batch, key):
     """Least squares with dropout, normalised over the batch."""
     x = batch["image"] * jax.random.bernoulli(key, 0.5, batch["image"].shape)
-    error = x @ params["layers"][0]["kernel"] + frozen["bias"] - batch["target"]
+    error = x @ params["layers"][0]["kernel"] + frozen["bias"][None] - batch["target"]
     loss = jnp.mean(error**2)
     return loss, dict(loss=loss)
 
