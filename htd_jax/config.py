@@ -139,7 +139,7 @@ _RULES = {
                    "epochs in ascending order"),
     "dtype": _one_of("float32", "bfloat16"),
     "sampling": _one_of("random", "first", "stride"),
-    "model.roi_align": _one_of("auto", "products", "tpu", "gpu"),
+    "model.roi_align": _one_of("auto", "portable", "products", "tpu", "gpu"),
     "model.depth": _one_of(18, 34, 50, 101),
     "model.norm": _one_of("frozen_bn", "gn"),
     "model.frozen_stages": _one_of(0, 1, 2, 3, 4),

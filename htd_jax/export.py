@@ -46,6 +46,9 @@ def export(config: ConfigDict, checkpoint: str | os.PathLike, output: str | os.P
         raise UserError(f"--batch (={batch_size}): must be at least 1")
     state = restored.restore(config, checkpoint)
     categories = restored.categories(checkpoint, config.model.num_classes)
+    config = config.copy_and_resolve_references()
+    if config.model.roi_align == "auto":
+        config.model.roi_align = "portable"  # kernels are compiled for one device and its versions alone
     detect = functional.functions(config).detect
     run = jax.jit(lambda image, size: detect((state,), batch_of(image, size)))
     inputs = jax.ShapeDtypeStruct((batch_size, *shape, 3), jnp.uint8), jax.ShapeDtypeStruct((batch_size, 2), jnp.int32)

@@ -11,7 +11,8 @@ from htd_jax.ops.roi_align import roi_align
 from htd_jax.ops.windows import of_level
 
 STRIDES = (4, 8, 16, 32)  # of P2..P5, in pixels
-FORMS = "auto", "products", "tpu", "gpu"  # auto: the device's own; else of any device, kernels interpreted if need be
+# auto: the device's own; portable: that without kernels; products: of any device; tpu, gpu: kernels, elsewhere interpreted.
+FORMS = "auto", "portable", "products", "tpu", "gpu"
 DEVICES = dict(tpu="tpu", gpu="cuda")  # what JAX calls the device of a form's kernels
 FINEST = 56  # a RoI of this many pixels or less (geometric mean of the sides, up to twice it) lies on P2
 
@@ -125,7 +126,7 @@ def _in_form(form, by_levels, by_tiles, pyramid, *items):
             return by_tiles(crop, *items)
         return run if takes(device, pyramid) else levels_form
 
-    if form == "products":
+    if form in ("products", "portable"):
         return levels_form(pyramid, *items)
     if form == "auto":
         forms = dict(tpu=kernels("tpu"), cuda=kernels("gpu"), default=levels_form)

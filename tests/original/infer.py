@@ -106,7 +106,7 @@ def graph(model, crops, context, rois):
 
 def split_by_level(rois, refined):
     """Rows of each level's graph: {htd.graph{k}_in and _out: [n_k, hidden]}."""
-    levels = np.asarray(roi_levels(refined))
+    levels = np.asarray(roi_levels(jnp.asarray(refined)))
     return {f"htd.graph{k}_{side}": rois[f"htd.graph0_{side}"][levels == k]
             for k in np.unique(levels) for side in ("in", "out")}
 
