@@ -11,7 +11,7 @@ from htd_jax.ops.roi_align import roi_align
 from htd_jax.ops.windows import of_level
 
 STRIDES = (4, 8, 16, 32)  # of P2..P5, in pixels
-# auto: the device's own; portable: that without kernels; products: of any device; tpu, gpu: its kernels, else interpreted
+# auto: the device's own; portable: that without kernels; products: anywhere; tpu, gpu: kernels, interpreted if need be
 FORMS = "auto", "portable", "products", "tpu", "gpu"
 DEVICES = dict(tpu="tpu", gpu="cuda")  # what JAX calls the device of a form's kernels
 FINEST = 56  # a RoI of this many pixels or less (geometric mean of the sides, up to twice it) lies on P2
