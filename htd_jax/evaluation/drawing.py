@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from htd_jax.data import Dataset
 
@@ -67,9 +67,8 @@ def grid(images: Sequence[Image.Image], columns: int | None = None, cell: tuple[
     rows = math.ceil(len(images) / columns)
     sheet = Image.new("RGB", (columns * (cell[0] + gap) - gap, rows * (cell[1] + gap) - gap), "white")
     for i, image in enumerate(images):
-        fitted = fit(image, *cell)
-        x, y = (i % columns) * (cell[0] + gap), (i // columns) * (cell[1] + gap)
-        sheet.paste(fitted, (x + (cell[0] - fitted.width) // 2, y + (cell[1] - fitted.height) // 2))
+        place = (i % columns) * (cell[0] + gap), (i // columns) * (cell[1] + gap)
+        sheet.paste(ImageOps.pad(image, cell, Image.Resampling.LANCZOS, "white"), place)
     return sheet
 
 
@@ -88,13 +87,6 @@ def _claims(image, found, names):
     shown = np.asarray(found["scores"]) >= THRESHOLD
     boxes, labels, scores = (np.asarray(found[name])[shown] for name in ("boxes", "labels", "scores"))
     return draw(image, boxes, labels, scores, names)
-
-
-def fit(image: Image.Image, width: int, height: int) -> Image.Image:
-    """The image resized, keeping its ratio, to the largest that fits into (width, height)."""
-    scale = min(width / image.width, height / image.height)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return image.resize(size, Image.Resampling.LANCZOS)
 
 
 def colour(label: int | np.integer) -> tuple[int, int, int]:

@@ -96,7 +96,7 @@ def _figure(image, found, record, tally, names):
     boxes, labels, scores = (found[key][found["scores"] >= drawing.THRESHOLD] for key in ("boxes", "labels", "scores"))
     panels = drawing.beside(("ground truth", drawing.draw(image, record.boxes, record.labels, None, names)),
                             ("detections", drawing.draw(image, boxes, labels, scores, names)))
-    panels = drawing.fit(panels, 1000, 1000) if max(panels.size) > 1000 else panels
+    panels.thumbnail((1000, 1000))
     caption = html.escape(f"{record.name}: {tally.right} of {tally.objects} found, {tally.wrong} false")
     return f'<figure><img alt="" src="{_jpeg(panels)}"><figcaption>{caption}</figcaption></figure>\n'
 

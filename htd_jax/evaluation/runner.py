@@ -11,7 +11,6 @@ import os
 import pathlib
 import shlex
 import sys
-import time
 from collections.abc import Callable
 
 import jax
@@ -29,6 +28,7 @@ from htd_jax.evaluation import coco, drawing, report
 FIELDS = ("boxes", "scores", "labels", "valid")
 log = logging.getLogger(__name__)
 _LINE_EVERY = 30  # seconds between lines of progress where there is no terminal
+_LINE = "{desc}: {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left\n"
 
 
 def compile_detect(detect: Callable, mesh: Mesh | None = None) -> Callable:
@@ -117,7 +117,7 @@ def writing_to_folder(path: str | os.PathLike) -> contextlib.AbstractContextMana
 
 def _fetched(detect_fn, batches, total):
     """Yields (index, detections) as numpy, one batch late: the device works on the next while the host waits."""
-    with _Progress(total) as progress:
+    with _progress(total) as progress:
         def fetch(index, detections):
             fetched = jax.device_get({name: detections[name] for name in FIELDS})
             progress.update(int((index >= 0).sum()) * jax.process_count())
@@ -172,18 +172,7 @@ def _write(folder, metrics, results, dataset, detections, config):
         report.write(folder / "report.html", metrics, dataset, detections, config, shlex.join(sys.argv))
 
 
-class _Progress(tqdm):
+def _progress(total):
     """A bar on a terminal, else a line every half minute; on process 0 only."""
-
-    def __init__(self, total):
-        super().__init__(total=total, unit="image", desc="evaluate", disable=True if jax.process_index() else None)
-        self.done, self.begin = 0, time.monotonic()
-        self.last = self.begin
-
-    def update(self, count):
-        super().update(count)
-        self.done, now = self.done + count, time.monotonic()
-        if self.disable and jax.process_index() == 0 and now - self.last >= _LINE_EVERY:
-            self.last, rate = now, self.done / (now - self.begin)
-            print(f"evaluate: {self.done} of {self.total} images, {rate:.3g} images/s, "
-                  f"{(self.total - self.done) / max(rate, 1e-9):.0f} s left", file=sys.stderr, flush=True)
+    lines = {} if sys.stderr.isatty() else dict(delay=_LINE_EVERY, mininterval=_LINE_EVERY, bar_format=_LINE)
+    return tqdm(total=total, unit=" images", desc="evaluate", disable=jax.process_index() > 0, **lines)
