@@ -2,7 +2,7 @@
 import jax
 import numpy as np
 
-from htd_jax.ops.pyramid import STRIDES
+from htd_jax.ops.pyramid_crops import STRIDES
 
 
 def boxes(count, image, rng, smallest=16, largest=600):

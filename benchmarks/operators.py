@@ -13,7 +13,7 @@ from htd_jax.ops.crop_products import BINS
 from htd_jax.ops.deform_conv import deform_conv
 from htd_jax.ops.matching import assign_anchors
 from htd_jax.ops.nms import multiclass_nms, nms
-from htd_jax.ops.pyramid import STRIDES, crop_all_levels, crop_own_level, roi_levels
+from htd_jax.ops.pyramid_crops import STRIDES, crop_all_levels, crop_own_level, roi_levels
 from htd_jax.ops.soft_nms import soft_nms
 
 

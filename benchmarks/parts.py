@@ -10,7 +10,7 @@ from htd_jax.models.htd import matmul_precision, normalise
 from htd_jax.models.proposals import batch_proposals
 from htd_jax.models.rpn import shapes_of
 from htd_jax.ops.nms import multiclass_nms
-from htd_jax.ops.pyramid import crop_all_levels, crop_own_level
+from htd_jax.ops.pyramid_crops import crop_all_levels, crop_own_level
 
 
 def rows(name, config, image=(800, 1344), repeats=5):

@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from htd_jax import config as config_lib
-from htd_jax.data import views
+from htd_jax.data import detection_batches
 from htd_jax.data.user_images import UserImages
 from htd_jax.errors import UserError
 from htd_jax.evaluation import restored, runner
@@ -93,7 +93,7 @@ class Detector:
         yield from sorted(images.errors.items())
         readable = images.readable()
         size = 1 if len(readable) == 1 else self.config.test.batch_size
-        for index, batch in views.batches(readable, self.config, size):
+        for index, batch in detection_batches.batches(readable, self.config, size):
             found = jax.device_get(self._detect(batch))
             for slot in np.flatnonzero(index >= 0):
                 i = readable.rows[index[slot]]

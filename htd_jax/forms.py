@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from htd_jax.ops.pyramid import STRIDES, crop_own_level
+from htd_jax.ops.pyramid_crops import STRIDES, crop_own_level
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}  # of the rms of what products give
 REPEATS = 5

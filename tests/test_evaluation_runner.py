@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from htd_jax.config import default_config
-from htd_jax.data import views
+from htd_jax.data import detection_batches
 from htd_jax.data.records import Category, Record, coco_ground_truth
 from htd_jax.errors import UserError
 from htd_jax.evaluation import coco, runner
@@ -87,7 +87,7 @@ def test_augmentation_gives_each_batch_one_view_a_scale_of_the_same_images(pad_t
     config = settings(tta=True, tta_scales=((96, 64), (64, 48), (200, 100)), batch_size=3)
     config.data.pad_to = pad_to
     seen = []
-    for index, batch in views.batches(Scenes(), config, 3):
+    for index, batch in detection_batches.batches(Scenes(), config, 3):
         assert [view["size"][0].max() for view in batch] == [96, 64, 150]
         for view in batch:
             np.testing.assert_array_equal(view["image"][index >= 0, 0, 0, 0], index[index >= 0])
@@ -162,7 +162,7 @@ def test_the_next_batch_is_dispatched_before_the_last_is_fetched():
         found = oracle(batch)
         return {**{k: np.asarray(v) for k, v in found.items()}, "scores": Later(found["scores"], name)}
 
-    list(runner._fetched(detect_fn, views.batches(Scenes(3), settings(), 1), 3))
+    list(runner._fetched(detect_fn, detection_batches.batches(Scenes(3), settings(), 1), 3))
     assert log == ["dispatch 0", "dispatch 1", "fetch 0", "dispatch 2", "fetch 1", "fetch 2"]
 
 

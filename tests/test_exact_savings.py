@@ -8,7 +8,7 @@ from flax import nnx
 from htd_jax.models.ba import BA
 from htd_jax.models.losses import POSITIVES_AT_ONCE, regress_positives
 from htd_jax.models.rpn import RPNHead
-from htd_jax.ops import pyramid as pyramid_lib
+from htd_jax.ops import pyramid_crops
 from htd_jax.ops.anchors import grid_anchors
 
 CHANNELS = 8
@@ -95,13 +95,13 @@ def test_both_crops_of_stage_1_are_the_two_kinds_of_crops():
     where = jnp.arange(9) % 3 > 0
 
     def apart(maps):
-        own = pyramid_lib.crop_own_level(maps, rois)
-        every = pyramid_lib.crop_all_levels(maps, rois[:9], own[:9])
-        on_level = jnp.arange(4)[:, None] == pyramid_lib.roi_levels(rois[:9])[None]
+        own = pyramid_crops.crop_own_level(maps, rois)
+        every = pyramid_crops.crop_all_levels(maps, rois[:9], own[:9])
+        on_level = jnp.arange(4)[:, None] == pyramid_crops.roi_levels(rois[:9])[None]
         return own, jnp.where((where[None] | on_level)[..., None, None, None], every, 0)
 
     def both(maps):
-        return pyramid_lib.crop_own_and_all_levels(maps, rois, where)
+        return pyramid_crops.crop_own_and_all_levels(maps, rois, where)
 
     def value_and_gradient(form):
         total = lambda maps: sum((x * draw(*x.shape, seed=k)).sum() for k, x in enumerate(form(maps)))
@@ -121,10 +121,11 @@ def test_gradient_of_extended_edges(padded):
                              for n, end in zip(features.shape, padded))
             return features[rows][:, columns]
         return [jnp.stack([one(x, end, stride) for x, end in zip(features, ends)])
-                for features, stride in zip(maps, pyramid_lib.STRIDES)]
+                for features, stride in zip(maps, pyramid_crops.STRIDES)]
 
     def value_and_gradient(form):
         total = lambda maps: sum((x * draw(*x.shape, seed=k)).sum() for k, x in enumerate(form(maps)))
         return form(maps), jax.grad(total)(maps)
 
-    check_close(value_and_gradient(lambda maps: pyramid_lib.extend_edges(maps, ends)), value_and_gradient(plain), 1e-6)
+    extended = value_and_gradient(lambda maps: pyramid_crops.extend_edges(maps, ends))
+    check_close(extended, value_and_gradient(plain), 1e-6)

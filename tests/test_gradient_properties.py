@@ -14,7 +14,7 @@ from htd_jax.models.losses import regress_positives
 from htd_jax.models.pgraph import prototypes
 from htd_jax.models.proposals import propose
 from htd_jax.models.targets import RoIs, refined_proposals
-from htd_jax.ops.pyramid import crop_all_levels, crop_own_level
+from htd_jax.ops.pyramid_crops import crop_all_levels, crop_own_level
 
 SHAPES = ((16, 16), (8, 8), (4, 4), (2, 2))
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from htd_jax.ops import crop_products, pyramid as pyramid_lib, roi_align
+from htd_jax.ops import crop_products, pyramid as pyramid_crops, roi_align
 from htd_jax.ops.gpu import roi_align as gpu, roi_align_backward as gpu_backward
 from htd_jax.ops.tpu import roi_align as tpu, roi_align_backward as tpu_backward
 
@@ -37,7 +37,7 @@ def problem(dtype, batch):
     levels = levels.at[:, 8:].set(jnp.arange(6) % 2).at[:, 11].set(0)
     pyramid = [draw((batch, *shape, CHANNELS), dtype, k) for k, shape in enumerate(SHAPES)]
     gradient = draw((*levels.shape, 7, 7, CHANNELS), dtype, 9)
-    corners = rois / jnp.asarray(pyramid_lib.STRIDES)[levels][..., None] - 0.5
+    corners = rois / jnp.asarray(pyramid_crops.STRIDES)[levels][..., None] - 0.5
     return pyramid, corners, levels, jnp.arange(rois.shape[1])[None] % 5 + 0 * levels > 0, gradient
 
 
@@ -73,7 +73,7 @@ def test_crops_of_a_pyramid(form):
     where = jnp.arange(10).reshape(2, 5) % 3 > 0
 
     def crops(form):
-        crop = functools.partial(pyramid_lib.crop_own_and_all_levels, form=form)
+        crop = functools.partial(pyramid_crops.crop_own_and_all_levels, form=form)
         return lambda pyramid: jax.vmap(crop)(pyramid, rois, where)
 
     def crops_and_gradients(form):

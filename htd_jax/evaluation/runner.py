@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from htd_jax import mesh as mesh_lib
-from htd_jax.data import Dataset, views
+from htd_jax.data import Dataset, detection_batches
 from htd_jax.errors import writing_to
 from htd_jax.evaluation import coco, drawing, report
 
@@ -82,7 +82,8 @@ def collect(detect_fn: Callable, dataset: Dataset, config: ConfigDict,
       bool [n] (all true).
     """
     hosts = jax.process_count()
-    batches = views.batches(dataset, config, config.test.batch_size * local_devices * hosts, jax.process_index(), hosts)
+    count = config.test.batch_size * local_devices * hosts
+    batches = detection_batches.batches(dataset, config, count, jax.process_index(), hosts)
     done = list(_fetched(detect_fn, batches, len(dataset)))
     if not done:
         return []

@@ -9,15 +9,14 @@ from ml_collections import ConfigDict
 
 from htd_jax.models import ba, stage0
 from htd_jax.models.htd import HTD, matmul_precision, normalise
-from htd_jax.models.proposals import batch_proposals
+from htd_jax.models.proposals import Proposals, batch_proposals, merge
 from htd_jax.models.rpn import shapes_of
 from htd_jax.ops.boxes import decode, flip
-from htd_jax.ops.nms import multiclass_nms, nms
-from htd_jax.ops.pyramid import crop_all_levels, crop_own_level
+from htd_jax.ops.nms import multiclass_nms
+from htd_jax.ops.pyramid_crops import crop_all_levels, crop_own_level
 from htd_jax.ops.soft_nms import soft_nms
 
 REGRESSED_AT_ONCE = 32
-MERGE_IOU = 0.7
 
 
 class View(NamedTuple):
@@ -53,7 +52,7 @@ def detect(model: HTD, batch: Batch | Sequence[Batch], config: ConfigDict) -> di
     with matmul_precision(config.dtype):
         proposed = [view_proposals(model, batch, flipped, config) for batch in batches for flipped in _flips(config)]
         views = [of_view.view for of_view in proposed]
-        proposals, valid = _merge_proposals(proposed, config.test.proposals)
+        proposals, valid = _rois(proposed, config.test.proposals)
         return jax.vmap(lambda views, proposals, valid: _detect_one(model, views, proposals, valid, config))(
             views, proposals, valid)
 
@@ -90,14 +89,11 @@ def _mirror(image, width):
     return image[:, jnp.where(columns < width, width - 1 - columns, columns)]
 
 
-def _merge_proposals(proposed, count):
-    """One list of proposals for all views: the only view's own, or all views' in original pixels after NMS at .7."""
+def _rois(proposed, count):
+    """The proposals of all views as one list: the only view's own, or all views' merged, in the original's pixels."""
     if len(proposed) == 1:
         return proposed[0].boxes, proposed[0].valid
-    boxes = jnp.concatenate([jax.vmap(View.to_original)(p.view, p.boxes) for p in proposed], axis=1)
-    scores = jnp.concatenate([jnp.where(p.valid, p.scores, -jnp.inf) for p in proposed], axis=1)
-    kept, valid = jax.vmap(lambda b, s: nms(b, s, MERGE_IOU, count))(boxes, scores)
-    return jnp.take_along_axis(boxes, kept[..., None], axis=1), valid
+    return merge([Proposals(jax.vmap(View.to_original)(p.view, p.boxes), p.scores, p.valid) for p in proposed], count)
 
 
 def _detect_one(model, views, proposals, valid, config):

@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from htd_jax.models.layers import clear_padding, conv
-from htd_jax.ops.pyramid import STRIDES
+from htd_jax.ops.pyramid_crops import STRIDES
 
 
 class FPN(nnx.Module):

@@ -17,7 +17,7 @@ from htd_jax.models.resnet import ResNet
 from htd_jax.models.rpn import RPNHead
 from htd_jax.models.sfa import SFA
 from htd_jax.models.stage0 import Stage0
-from htd_jax.ops.pyramid import extend_edges
+from htd_jax.ops.pyramid_crops import extend_edges
 
 MEAN = (123.675, 116.28, 103.53)  # of RGB pixels 0..255, with STD: ImageNet's
 STD = (58.395, 57.12, 57.375)
@@ -39,7 +39,7 @@ class HTD(nnx.Module):
         self.pgraph = PGraph(channels, settings.fc_channels, classes, **make)
         self.ba = BA(channels, settings.ba_channels, settings.ba_out_channels, settings.ba_groups, **make)
         self.num_classes = classes
-        self.roi_align = settings.roi_align  # the form of RoIAlign, of `pyramid.FORMS`
+        self.roi_align = settings.roi_align  # the form of RoIAlign, of `pyramid_crops.FORMS`
 
     def features(self, images: Float[Array, "B H W 3"], padded: Int[Array, "B 2"],
                  remat: bool = False) -> list[Float[Array, "B _ _ C"]]:

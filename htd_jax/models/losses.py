@@ -12,10 +12,11 @@ from htd_jax.models import ba as ba_lib, stage0
 from htd_jax.models.htd import HTD, matmul_precision, normalise
 from htd_jax.models.loss_terms import masked_sum, smooth_l1
 from htd_jax.models.proposals import batch_proposals
-from htd_jax.models.rpn import rpn_losses, shapes_of
+from htd_jax.models.rpn import shapes_of
+from htd_jax.models.rpn_loss import rpn_losses
 from htd_jax.models.targets import MAX_ROI_POSITIVES, GroundTruth, RoIs, image_keys, refined_proposals, roi_targets
 from htd_jax.ops.boxes import Stds
-from htd_jax.ops.pyramid import crop_own_and_all_levels, crop_own_level
+from htd_jax.ops.pyramid_crops import crop_own_and_all_levels, crop_own_level
 
 STAGE_THRESHOLDS = (0.5, 0.6)
 STAGE_WEIGHTS = (1.0, 0.5)

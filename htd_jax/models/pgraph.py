@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from htd_jax.models.layers import linear, normal
 from htd_jax.ops.boxes import intersections
 from htd_jax.ops.crop_products import BINS
-from htd_jax.ops.pyramid import roi_levels
+from htd_jax.ops.pyramid_crops import roi_levels
 
 
 class PGraph(nnx.Module):

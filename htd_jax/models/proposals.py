@@ -69,6 +69,14 @@ def propose(logits: Sequence[Float[Array, "_"]], deltas: Sequence[Float[Array, "
     return Proposals(jnp.where(valid[:, None], boxes[order], 0), jnp.where(valid, scores, 0), valid)
 
 
+def merge(views: Sequence[Proposals], count: int) -> tuple[Float[Array, "B N 4"], Bool[Array, "B N"]]:
+    """Boxes and validity of the best `count` proposals of several views, given in pixels of the same images."""
+    boxes = jnp.concatenate([view.boxes for view in views], axis=1)
+    scores = jnp.concatenate([jnp.where(view.valid, view.scores, -jnp.inf) for view in views], axis=1)
+    kept, valid = jax.vmap(lambda b, s: nms(b, s, NMS_IOU, count))(boxes, scores)
+    return jnp.take_along_axis(boxes, kept[..., None], axis=1), valid
+
+
 def _best_of_level(logits, deltas, anchors, size, nms_pre, slots):
     """Boxes `[slots, 4]` and scores `[slots]` of the `nms_pre` best anchors of a level; -inf in unused slots."""
     logits, deltas = jax.lax.stop_gradient((logits, deltas))

@@ -12,7 +12,7 @@ from htd_jax.models.pgraph import interact, prototypes
 from htd_jax.models.proposals import batch_proposals
 from htd_jax.models.rpn import shapes_of
 from htd_jax.ops.boxes import decode
-from htd_jax.ops.pyramid import crop_all_levels, crop_own_level, roi_levels
+from htd_jax.ops.pyramid_crops import crop_all_levels, crop_own_level, roi_levels
 from original import reference
 from original.figures import Archive, Figure, in_order, match, same_rows
 
