@@ -1,50 +1,5 @@
-"""Detects objects in images and folders of images.
-
-Example:
-  python predict.py --config configs/htd_r50.py --checkpoint runs/r50 street.jpg photos/ --output found --score 0.3
-
-Prints a line for each image. The output folder gets each image with its detections drawn on it, and detections.json.
-Images that cannot be read are named and skipped; the exit status is then 2.
-"""
-from absl import flags
-
-from htd_jax import cli
-from htd_jax.errors import UserError
-
-_CONFIG = cli.define_config()
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A workdir, one saved step, or a .safetensors or .pth file.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder for the drawn images and detections.json.")
-_SCORE = flags.DEFINE_float("score", 0.3, "The lowest score shown.", lower_bound=0, upper_bound=1)
-
-
-def main(arguments: list[str]) -> None:
-    if not arguments:
-        raise UserError("no image is given; for example predict.py --config ... --checkpoint ... street.jpg photos/")
-    cli.check([], checkpoint=_CHECKPOINT.value)
-    from htd_jax.data.user_images import UserImages  # after the command line is checked: the imports take seconds
-    from htd_jax.detector import Detector
-    from htd_jax.evaluation import prediction_folder
-
-    # ---- images: errors in them are found before the model is loaded
-    images = UserImages(arguments)
-    folder = prediction_folder.PredictionFolder(_OUTPUT.value, images)
-
-    # ---- model: it outputs all that is to be shown
-    config = _CONFIG.value
-    config.test.score = min(config.test.score, _SCORE.value)
-    detector = Detector.from_checkpoint((config, _CHECKPOINT.value))
-
-    # ---- detections, in the order in which images are processed
-    for i, result in detector.stream(images, _SCORE.value):
-        if isinstance(result, UserError):
-            cli.fail(result)
-        else:
-            print(f"{images.names[i]}: {prediction_folder.summary(result)}", flush=True)
-            folder.add(i, result)
-    folder.close()
-    if images.errors:
-        raise UserError(f"{len(images.errors)} of {len(images)} images could not be read")
-
+"""Detects objects in images: `python predict.py --help`. Installed as a package, the same program is htd-predict."""
+from htd_jax.predict import command
 
 if __name__ == "__main__":
-    cli.run(main, __doc__)
+    command()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from absl import flags
 from ml_collections import config_flags
 
-from htd_jax import config as config_lib
+from htd_jax import config as config_lib, recipes
 from htd_jax.errors import UserError
 
 _HELP = {"-h", "-help", "--help", "--helpshort", "--helpfull"}
@@ -31,11 +31,13 @@ def run(main: Callable[[list[str]], object], doc: str, config_required: bool = T
         config_required: whether --config must be given. Where it need not and is not, its value is None.
     """
     if _HELP & set(sys.argv[1:]):
-        print(doc.strip(), flags.FLAGS.main_module_help(), sep="\n")
+        module = sys.argv[0] if main.__module__ == "__main__" else main.__module__
+        print(doc.strip(), flags.FLAGS.module_help(module), sep="\n")
         return
     logging.basicConfig(format="%(message)s")
     logging.getLogger("htd_jax").setLevel(logging.INFO)
     try:
+        sys.argv[:] = recipes.complete(sys.argv)  # ml_collections, too, reads sys.argv
         main(_parse(sys.argv, config_required))
     except UserError as error:
         sys.exit(fail(error))

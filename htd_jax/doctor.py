@@ -188,6 +188,11 @@ def start(config: ConfigDict) -> Results:
         yield FAIL, "init_from", f"{source}: no such file or folder"
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """The program `python -m htd_jax.doctor` or htd-doctor."""
     cli.define_config()
     cli.run(main, __doc__, config_required=False)
+
+
+if __name__ == "__main__":
+    command()

@@ -26,6 +26,15 @@ def start_processes() -> None:
                         "known to JAX, or set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID") from error
 
 
+def keep_compiled(folder: str) -> None:
+    """Keeps what this process compiles in `folder` ('': nowhere), where the next process finds it.
+
+    JAX_COMPILATION_CACHE_DIR, or a folder that JAX already uses, wins.
+    """
+    if folder and "JAX_COMPILATION_CACHE_DIR" not in os.environ and not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
+
+
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The one-axis mesh 'data' over `devices` (all of all processes where not given)."""
     count = jax.device_count() if devices is None else len(devices)

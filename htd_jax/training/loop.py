@@ -38,8 +38,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict | None:
     dataset, validation = open_data(config)
 
     # ---- devices
-    if config.compilation_cache and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(config.compilation_cache))
+    mesh_lib.keep_compiled(config.compilation_cache)
     if config.distributed:
         mesh_lib.start_processes()
     mesh = mesh_lib.make_mesh()
