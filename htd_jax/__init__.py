@@ -3,7 +3,7 @@
 Names are imported on first use, so that tools which need no model start without one.
 """
 
-__all__ = ["Detection", "Detector"]
+__all__ = ["Detection", "Detector", "ImageDetections"]
 
 
 def __getattr__(name: str) -> type:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import synthetic_coco
 from flax import nnx
 from PIL import Image
 
@@ -18,9 +19,9 @@ from htd_jax import checkpoints
 from htd_jax.config import default_config
 from htd_jax.data.coco_classes import NAMES
 from htd_jax.data.records import Category
-from htd_jax.detector import Detection, Detector
+from htd_jax.detector import Detection, Detector, ImageDetections
 from htd_jax.errors import UserError
-from htd_jax.evaluation import restored, runner
+from htd_jax.evaluation import coco, restored, runner
 from htd_jax.models import functional
 from htd_jax.models.detect import detect
 from htd_jax.models.htd import build
@@ -167,7 +168,7 @@ def test_bad_files_are_named_and_do_not_stop_the_others(detector, folder, tmp_pa
     from htd_jax.data.user_images import UserImages
     user_images = UserImages([tmp_path, folder / "0.png"])
     results = dict(detector.stream(user_images))
-    assert [type(results[i]) for i in range(3)] == [UserError, UserError, list]
+    assert [type(results[i]) for i in range(3)] == [UserError, UserError, ImageDetections]
     assert results[2] == detector.predict(folder / "0.png")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty has no image; looked for .jpg"):
@@ -222,6 +223,41 @@ def test_the_number_of_classes_comes_from_the_weights_and_names_from_coco(tmp_pa
     detector = Detector.from_checkpoint((config, tmp_path / "w.safetensors"))
     assert (detector.config.model.num_classes, config.model.num_classes) == (80, None)
     assert tuple(name for _, name in detector.categories) == NAMES and detector.categories[-1] == (90, "toothbrush")
+
+
+def test_a_large_image_is_the_sum_of_its_tiles(detector, tmp_path):
+    large = pixels(3, 60, 150)
+    Image.fromarray(large).save(tmp_path / "large.png")
+    for image in (large, tmp_path / "large.png"):
+        found = detector.predict(image, score=0, tile=(60, 90), overlap=.3)
+        left, right = detector.predict([large[:, :90], large[:, 60:]], score=0)
+        both = np.concatenate([left.boxes, right.boxes + np.float32([[60, 0, 60, 0]])])
+        assert sorted(found.boxes.tolist()) == sorted(both.tolist()) and len(found) == 4
+        assert sorted(found.labels) == sorted([*left.labels, *right.labels])
+        assert (np.diff(found.scores) <= 0).all()
+        assert found.draw().size == (450, 180)  # three times as large, for the labels
+    with pytest.raises(UserError, match="none.png"):
+        detector.predict(tmp_path / "none.png", tile=(60, 90))
+    with pytest.raises(UserError, match="overlap"):
+        detector.predict(large, tile=(60, 90), overlap=1)
+
+
+def test_evaluation_scores_what_is_predicted(detector, tmp_path):
+    truth = synthetic_coco.write(tmp_path)
+    data = dict(annotations=tmp_path / "annotations.json", images=tmp_path / "images")
+    with pytest.raises(UserError, match="small.safetensors has 5 classes, but the annotations list 3"):
+        detector.evaluate(**data)
+    truth["categories"] = [dict(id=id_, name=name) for id_, name in detector.categories]
+    for annotation in truth["annotations"]:
+        annotation["category_id"] = annotation["category_id"] % 5 + 1
+    data["annotations"].write_text(json.dumps(truth))
+    found = detector.predict(tmp_path / "images", score=0)
+    results = [row for image, one in zip(truth["images"], found, strict=True) for row in one.to_coco(image["id"])]
+    metrics = detector.evaluate(**data, output=tmp_path / "out")
+    assert results and metrics == coco.score(truth, results)
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == metrics
+    with pytest.raises(UserError, match="needs a dataset"):
+        detector.evaluate(annotations="val.json")
 
 
 def test_threads_may_share_a_detector(detector):

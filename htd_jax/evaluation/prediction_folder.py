@@ -4,9 +4,11 @@ import dataclasses
 import json
 import os
 import pathlib
+from collections.abc import Sequence
 
 from htd_jax.data.user_images import UserImages
-from htd_jax.evaluation import drawing, runner
+from htd_jax.evaluation import runner
+from htd_jax.evaluation.image_detections import Detection, ImageDetections
 
 
 class PredictionFolder:
@@ -18,16 +20,13 @@ class PredictionFolder:
         self._images, self._found = images, {}
         self._files = _file_names(images.names)
 
-    def add(self, i: int, detections: list) -> None:
-        """Draws image i with its list of `Detection`."""
+    def add(self, i: int, detections: ImageDetections) -> None:
+        """Draws image i with its detections."""
         if not self._folder:
             return
-        self._found[i] = detections
-        labels, names = [d.label_id for d in detections], {d.label_id: d.label for d in detections}
-        drawn = drawing.draw(self._images.image(i), [d.box for d in detections], labels,
-                             [d.score for d in detections], names)
+        self._found[i] = list(detections)
         with runner.writing_to_folder(self._folder):
-            drawn.save(self._folder / self._files[i], quality=92)
+            detections.draw().save(self._folder / self._files[i], quality=92)
 
     def close(self) -> None:
         """Writes detections.json: rows of `image`, `drawn`, `width`, `height` and `detections`, in the order given."""
@@ -39,7 +38,7 @@ class PredictionFolder:
             (self._folder / "detections.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 
-def summary(detections: list) -> str:
+def summary(detections: Sequence[Detection]) -> str:
     """"2 person, 1 dog": how many of each class, the commonest first."""
     counts = collections.Counter(d.label for d in detections).most_common()
     return ", ".join(f"{count} {label}" for label, count in counts) or "nothing"
