@@ -14,6 +14,7 @@ import pathlib
 import platform
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 
@@ -34,6 +35,7 @@ _OPTIONAL = {"torch": "to read .pth files: pip install torch --index-url https:/
              "huggingface_hub": "for init_from='hf:...': pip install huggingface_hub"}
 _GIB = 2**30
 _SLOW_SCATTER = (0, 10, 2), (0, 11, 0)  # versions of jax, both included
+_CUDA = (580, "cuda13"), (525, "cuda12")  # NVIDIA's driver from which on each build of JAX runs
 _HOST_GIB, _DEVICE_GIB = 8, 8  # of memory, below which HTD-R50 at full size is likely not to train
 
 
@@ -61,32 +63,31 @@ def python() -> Results:
 
 
 def requirements(path: pathlib.Path = _REQUIREMENTS) -> Results:
-    """The packages of requirements.txt, and whether their versions are among the tested ones."""
-    if not path.is_file():
-        yield WARN, "requirements.txt", f"is not at {path}; versions cannot be compared"
-        return
-    for line in path.read_text().splitlines():
+    """The packages of requirements.txt, of the installed package where there is none, and whether they are tested."""
+    lines = path.read_text().splitlines() if path.is_file() else importlib.metadata.requires("htd_jax")
+    for line in lines:
         if wanted := _requirement(line):
             yield _installed(wanted)
 
 
 def _requirement(line):
-    """Returns a line's Requirement where it has one that applies to this Python, else None."""
+    """Returns a line's Requirement where it has one that applies here, without any extra, else None."""
     try:
         wanted = Requirement(re.sub(r"(^|\s)#.*", "", line).strip())
     except InvalidRequirement:
         return None  # empty, a comment or an option of pip
-    return wanted if wanted.marker is None or wanted.marker.evaluate() else None
+    return wanted if wanted.marker is None or wanted.marker.evaluate({"extra": ""}) else None
 
 
 def _installed(wanted):
+    remedy = f"pip install '{wanted.name}{wanted.specifier}'"
     try:
         version = importlib.metadata.version(wanted.name)
     except importlib.metadata.PackageNotFoundError:
-        return FAIL, wanted.name, "is not installed: pip install -r requirements.txt"
+        return FAIL, wanted.name, f"is not installed: {remedy}"
     if wanted.specifier.contains(version, prereleases=True):
         return OK, wanted.name, version
-    return WARN, wanted.name, f"{version}; tested with {wanted.specifier}: pip install -r requirements.txt"
+    return WARN, wanted.name, f"{version}; tested with {wanted.specifier}: {remedy}"
 
 
 def optional() -> Results:
@@ -109,13 +110,39 @@ def devices() -> Results:
     named = f"{len(found)} x {found[0].device_kind} ({found[0].platform})"
     yield (OK, "devices", named) if right else (FAIL, "devices", f"{named}; the sum of 64 ones is not 64")
     if found[0].platform == "cpu" and shutil.which("nvidia-smi"):
-        yield WARN, "accelerator", ("there is an NVIDIA GPU, but JAX does not use it; install its CUDA build: "
-                                    "https://docs.jax.dev/en/latest/installation.html")
+        yield WARN, "accelerator", f"there is an NVIDIA GPU, but JAX does not use it; {cuda_remedy(nvidia_driver())}"
     elif found[0].platform == "cpu":
         yield WARN, "accelerator", "none; on a CPU only the demo and small images are practical"
     elif found[0].platform == "gpu" and _SLOW_SCATTER[0] <= jax.__version_info__[:3] <= _SLOW_SCATTER[1]:
         yield WARN, "accelerator", (f"jax {jax.__version__} adds up float32 gradients 450 times slower on GPUs "
                                     "(jax#38806): install jax 0.11.1 or later")
+
+
+def nvidia_driver() -> str:
+    """The version of NVIDIA's driver, as in "550.54.15", or what nvidia-smi says instead."""
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    said = subprocess.run(query, capture_output=True, text=True)
+    return (said.stdout or said.stderr).strip().partition("\n")[0]
+
+
+def cuda_remedy(driver: str) -> str:
+    """Which build of JAX a driver (`nvidia_driver`) can run, and how to get it."""
+    major = re.match(r"\d+", driver)
+    if major is None:
+        return f"nvidia-smi finds no driver: {driver}"
+    build = next((build for since, build in _CUDA if int(major[0]) >= since), None)
+    if build is None:
+        return f"its driver {driver} is too old: JAX needs {_CUDA[-1][0]} or later"
+    others = [f"jax-{name}-{part}" for _, name in _CUDA if name != build for part in ("plugin", "pjrt")]
+    clear = f"pip uninstall {' '.join(others)} && " if any(map(_is_installed, others)) else ""
+    return f'its driver {driver} takes {build}: {clear}pip install "jax[{build}]=={importlib.metadata.version("jax")}"'
+
+
+def _is_installed(package):
+    try:
+        return bool(importlib.metadata.version(package))
+    except importlib.metadata.PackageNotFoundError:
+        return False
 
 
 def forms() -> Results:

@@ -1,12 +1,10 @@
 """Writes a detector as StableHLO that runs without this project, on CPU, CUDA and TPU.
 
-  python -m htd_jax.export --config configs/htd_r50.py --checkpoint runs/r50 --output exported --image 800,1344
+  python -m htd_jax.export --checkpoint runs/r50 --output exported
+  python -m htd_jax.export --config configs/htd_r50.py --checkpoint r50.pth --output exported --image 800,1344
 
 The folder gets `detect.stablehlo`, the serialised program with its parameters in it, and `labels.json`: the classes in
-the order of the labels, and the program's inputs. In Python, with JAX alone:
-
-  detect = jax.export.deserialize(open("exported/detect.stablehlo", "rb").read())
-  found = detect.call(image, size)      # boxes in the pixels of `image`, scores, labels, valid
+the order of the labels, and the program's inputs. docs/export.md runs it in ten lines of Python, with JAX alone.
 """
 import json
 import os
@@ -19,7 +17,7 @@ from absl import flags
 from jaxtyping import Array, Int32, UInt8
 from ml_collections import ConfigDict
 
-from htd_jax import aot, cli
+from htd_jax import aot, cli, mesh as mesh_lib
 from htd_jax.data.padding import STRIDE, round_up
 from htd_jax.errors import UserError, writing_to
 from htd_jax.evaluation import restored
@@ -73,6 +71,7 @@ def batch_of(image: UInt8[Array, "B H W 3"], size: Int32[Array, "B 2"]) -> dict[
 def main(arguments: list[str]) -> None:
     args = flags.FLAGS
     cli.check(arguments, checkpoint=args.checkpoint, output=args.output)
+    mesh_lib.keep_compiled(args.config.compilation_cache)
     if not all(side.isdigit() for side in args.image):
         raise UserError(f"--image (={','.join(args.image)}): must be two numbers, as in 800,1344")
     shape = tuple(map(int, args.image)) or aot.largest_bucket(args.config, "detect")

@@ -48,7 +48,34 @@ def test_versions_against_requirements(tmp_path):
                     "numpy>99; python_version<'3'\n")
     results = list(doctor.requirements(path))
     assert states(results) == [("ok", "numpy"), ("warn", "pytest"), ("fail", "no_such_package_of_ours")]
-    assert "tested with <2" in results[1][2] and "pip install -r" in results[2][2]
+    assert "tested with <2" in results[1][2] and "pip install 'no_such_package_of_ours==1'" in results[2][2]
+
+
+def test_an_installed_package_brings_its_own_requirements(tmp_path, monkeypatch):
+    listed = ["numpy>=1", 'pytest<2; extra == "dev"', "jax<99"]
+    monkeypatch.setattr(doctor.importlib.metadata, "requires", {"htd_jax": listed}.get)
+    assert states(doctor.requirements(tmp_path / "none.txt")) == [("ok", "numpy"), ("ok", "jax")]
+
+
+@pytest.mark.parametrize("driver, build", [
+    ("580.65.06", '"jax[cuda13]=='), ("591.1", '"jax[cuda13]=='), ("550.54.15", '"jax[cuda12]=='),
+    ("525.60.13", '"jax[cuda12]=='), ("470.1", "too old: JAX needs 525"), ("NVIDIA-SMI has failed", "finds no driver")])
+def test_the_driver_decides_the_build_for_cuda(driver, build):
+    assert build in doctor.cuda_remedy(driver) and driver in doctor.cuda_remedy(driver)
+
+
+def test_another_build_for_cuda_is_removed(monkeypatch):
+    monkeypatch.setattr(doctor, "_is_installed", lambda name: name == "jax-cuda13-plugin")
+    assert "pip uninstall jax-cuda13-plugin jax-cuda13-pjrt && pip" in doctor.cuda_remedy("550.54.15")
+    assert "uninstall" not in doctor.cuda_remedy("580.65.06")
+
+
+def test_an_overlooked_gpu_is_named(monkeypatch, tmp_path):
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 550.54.15\necho 550.54.15\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    _, (state, what, remark) = doctor.devices()
+    assert (state, what) == ("warn", "accelerator") and "driver 550.54.15 takes cuda12" in remark
 
 
 def test_forms_that_differ_or_do_not_run_fail_with_the_remedy(monkeypatch):
