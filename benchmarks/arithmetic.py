@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from htd_jax import aot
 from htd_jax.models import functional
-from htd_jax.ops import roi_align
+from htd_jax.ops.crop_products import BINS
 
 
 class Work(NamedTuple):
@@ -38,8 +38,8 @@ def least(function, *arguments):
 
 def without_roi_align():
     """Where crops are zeros: a context for tracing."""
-    empty = lambda features, wy, wx: jnp.zeros((len(wy), *2 * (roi_align.BINS,), features.shape[-1]), features.dtype)
-    return mock.patch.object(roi_align, "_crops", empty)
+    empty = lambda features, wy, wx: jnp.zeros((len(wy), *2 * (BINS,), features.shape[-1]), features.dtype)
+    return mock.patch.object(importlib.import_module("htd_jax.ops.roi_align"), "_crops", empty)
 
 
 def program(function, *arguments):

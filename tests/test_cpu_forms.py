@@ -6,11 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from htd_jax.ops import crop_products as products, roi_align
+from htd_jax.ops import crop_products as products
 from htd_jax.ops.conv import conv
 from htd_jax.ops.cpu import conv as cpu_conv, roi_align as cpu_roi_align
 from htd_jax.ops.cpu.conv import kernel_gradient
 from htd_jax.ops.cpu.crop_conv import crop_conv, crop_conv_prepared, prepared
+from htd_jax.ops.roi_align import axis_weights, roi_align
 
 
 def draw(*shape):
@@ -33,8 +34,8 @@ def rois(count, image, seed=0):
 
 def weights(boxes, shape):
     corners = boxes / 4 - 0.5
-    return (roi_align.axis_weights(corners[:, 1], corners[:, 3], shape[0]),
-            roi_align.axis_weights(corners[:, 0], corners[:, 2], shape[1]))
+    return (axis_weights(corners[:, 1], corners[:, 3], shape[0]),
+            axis_weights(corners[:, 0], corners[:, 2], shape[1]))
 
 
 @pytest.mark.parametrize("shape", [(100, 90), (30, 44)], ids=["windows", "small map"])
@@ -62,7 +63,7 @@ def test_roi_align_under_vmap_and_grad():
         wy, wx = weights(boxes, features.shape)
         return products.contract(features, jnp.where(where[:, None, None], wy, 0), wx)
 
-    ours = lambda features, boxes: roi_align.roi_align(features, boxes, 4, where)
+    ours = lambda features, boxes: roi_align(features, boxes, 4, where)
     gradients = [jax.jit(jax.value_and_grad(functools.partial(loss, crop)))(features) for crop in (ours, plain)]
     for actual, expected in zip(*map(jax.tree.leaves, gradients)):
         check_close(actual, expected)

@@ -6,7 +6,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from htd_jax.ops import anchors, boxes, deform_conv, matching, nms, pyramid, roi_align, soft_nms
+from htd_jax.ops import (
+    anchors,
+    boxes,
+    deform_conv,
+    matching,
+    multiclass_nms,
+    nms,
+    pyramid_crops,
+    roi_align,
+    soft_nms,
+)
+from htd_jax.ops.roi_align import axis_weights
 
 with np.load(pathlib.Path(__file__).parent / "golden" / "ops.npz") as file:
     GOLDEN = {name: jnp.asarray(array) for name, array in file.items()}
@@ -33,7 +44,7 @@ def test_roi_align(level):
 
     @jax.jit
     def crop(features):
-        per_image = jax.vmap(lambda f: roi_align.roi_align(f, rois[:, 1:], stride))(features)
+        per_image = jax.vmap(lambda f: roi_align(f, rois[:, 1:], stride))(features)
         return per_image[image, jnp.arange(len(rois))]
 
     out, backward = jax.vjp(crop, features)
@@ -42,7 +53,7 @@ def test_roi_align(level):
 
 
 def test_roi_levels():
-    levels = jax.jit(pyramid.roi_levels)(GOLDEN["roi_level/rois"][:, 1:])
+    levels = jax.jit(pyramid_crops.roi_levels)(GOLDEN["roi_level/rois"][:, 1:])
     np.testing.assert_array_equal(levels, GOLDEN["roi_level/level"])
 
 
@@ -53,7 +64,7 @@ def test_deform_conv(case):
 
     @jax.jit
     def conv(x, offset, kernel):
-        of_image = lambda x, o: deform_conv.deform_conv(x, o, kernel, stride, padding, dilation, groups)
+        of_image = lambda x, o: deform_conv(x, o, kernel, stride, padding, dilation, groups)
         return jax.vmap(of_image)(x, offset)
 
     kernel = jnp.asarray(get("weight").transpose(2, 3, 1, 0))
@@ -70,7 +81,7 @@ def test_deform_conv(case):
 def test_nms(case, grouped):
     get = lambda name: GOLDEN[f"nms/{case}/{name}"]
     groups = jnp.asarray(get("ids")) if grouped else None
-    run = jax.jit(nms.nms, static_argnums=(2, 3))
+    run = jax.jit(nms, static_argnums=(2, 3))
     kept, valid = run(get("boxes"), get("scores"), float(get("iou_threshold")), len(get("boxes")), groups)
     np.testing.assert_array_equal(kept[valid], get("batched_keep" if grouped else "keep"))
 
@@ -81,7 +92,7 @@ def test_soft_nms(case, grouped):
     get = lambda name: GOLDEN[f"nms/{case}/{name}"]
     ids = get("ids") if grouped else np.zeros(len(get("boxes")), int)
     scores = jnp.where(ids[:, None] == np.arange(ids.max() + 1)[None], get("scores")[:, None], -jnp.inf)
-    picked, score, _, valid = jax.jit(soft_nms.soft_nms, static_argnums=(2, 3, 4))(
+    picked, score, _, valid = jax.jit(soft_nms, static_argnums=(2, 3, 4))(
         get("boxes"), scores, float(get("iou_threshold")), 0.05, len(get("boxes")))
     expected = get("batched_soft_dets" if grouped else "soft_dets")
     assert_close(np.column_stack([picked, score])[valid], expected)
@@ -89,7 +100,7 @@ def test_soft_nms(case, grouped):
 
 @pytest.mark.parametrize("kind", ["nms", "soft"])
 def test_multiclass(kind):
-    run = nms.multiclass_nms if kind == "nms" else soft_nms.soft_nms
+    run = multiclass_nms if kind == "nms" else soft_nms
     picked, score, labels, valid = jax.jit(run, static_argnums=(2, 3, 4))(
         GOLDEN["multiclass/boxes"], GOLDEN["multiclass/scores"][:, :-1], 0.5, 0.05, 100)  # the last is background
     assert valid.all()
@@ -144,7 +155,7 @@ def test_roi_align_counts_samples_exactly_when_compiled():
     """RoIs of a whole multiple of 7 cells, against the same samples summed one by one in numpy."""
     cells = 210
     sizes = np.arange(7, 210, 7, dtype=np.float32)
-    weights = np.asarray(jax.jit(roi_align.axis_weights, static_argnums=2)(0 * sizes + 0.5, sizes + 0.5, cells))
+    weights = np.asarray(jax.jit(axis_weights, static_argnums=2)(0 * sizes + 0.5, sizes + 0.5, cells))
     for size, row in zip(sizes, weights):
         n = int(size) // 7
         expected = np.zeros((7, cells))

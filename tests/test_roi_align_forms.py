@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from htd_jax.ops import crop_products, pyramid as pyramid_crops, roi_align
+from htd_jax.ops import crop_products, pyramid_crops
 from htd_jax.ops.gpu import roi_align as gpu, roi_align_backward as gpu_backward
+from htd_jax.ops.roi_align import axis_weights
 from htd_jax.ops.tpu import roi_align as tpu, roi_align_backward as tpu_backward
 
 SHAPES = (24, 52), (12, 26), (6, 13), (3, 7)
@@ -44,8 +45,8 @@ def problem(dtype, batch):
 def whole_maps(pyramid, corners, levels, active):
     """The crops in float32, as products with whole maps."""
     def one(features, corners, where):
-        wy = roi_align.axis_weights(corners[:, 1], corners[:, 3], features.shape[0])
-        wx = roi_align.axis_weights(corners[:, 0], corners[:, 2], features.shape[1])
+        wy = axis_weights(corners[:, 1], corners[:, 3], features.shape[0])
+        wx = axis_weights(corners[:, 0], corners[:, 2], features.shape[1])
         return crop_products.contract(features, jnp.where(where[:, None, None], wy, 0), wx)
 
     return sum(jax.vmap(one)(features, corners, active & (levels == k)) for k, features in enumerate(pyramid))
