@@ -21,7 +21,7 @@ from tensorflow_datasets.core import dataset_info, example_serializer, file_adap
 from tqdm import tqdm
 
 from htd_jax import cli
-from htd_jax.data import coco, images
+from htd_jax.data import coco, coco_json, images
 from htd_jax.data.tfds import TfdsDataset
 from htd_jax.errors import UserError
 
@@ -65,7 +65,7 @@ def prepare(source: str | os.PathLike, data_dir: str | os.PathLike, shard_bytes:
 
 def _write_split(directory, split, annotations, folder, categories, shard_bytes):
     """Writes the missing shards of a split; returns its SplitInfo."""
-    file = coco.decode_json(annotations, coco.File)
+    file = coco_json.read(annotations)
     by_image = {}
     for annotation in file.annotations or []:
         by_image.setdefault(annotation.image_id, []).append(annotation)
@@ -117,12 +117,14 @@ def _write_shard(path, records):
 
 def _example(image, annotations, folder, label_of):
     """One example of the stock features. What training ignores (`ignore`) becomes a crowd, to the same effect."""
+    if not isinstance(image.id, int):
+        raise UserError(f"image {image.file_name} has the id {image.id!r}; TFDS's are whole numbers")
     return {
         "image": io.BytesIO(_encoded(folder / image.file_name, (image.height, image.width))),
         "image/filename": image.file_name,
         "image/id": image.id,
         "objects": [{
-            "id": a.id or 0,
+            "id": a.id if isinstance(a.id, int) else 0,
             "area": int(a.bbox[2] * a.bbox[3] if a.area is None else a.area),
             "bbox": _normalised(a.bbox, image),
             "label": label_of[a.category_id],

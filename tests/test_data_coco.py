@@ -92,11 +92,11 @@ def test_real_records_equal_the_originals(shared, training, images):
     ],
 )
 def test_a_box_that_falls_away_leaves_its_image(reopen, content, change):
-    image = next(i for i in content["images"] if i["id"] == 101)
-    content["annotations"] = [a for a in content["annotations"] if a["image_id"] == 101]
-    content["annotations"][0].update(change)
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] in (101, 102)]
+    next(a for a in content["annotations"] if a["image_id"] == 101).update(change)
+    content["annotations"] = [a for k, a in enumerate(content["annotations"]) if k == 0 or a["image_id"] == 102]
     dataset = reopen(content, training=True)
-    assert len(dataset) == 1 and dataset.record(0).image_id == image["id"]
+    assert len(dataset) == 2 and dataset.record(0).image_id == 101
     assert dataset.record(0).boxes.shape == (0, 4) and dataset.record(0).labels.shape == (0,)
 
 

@@ -18,7 +18,12 @@ from htd_jax.errors import UserError
 # OpenCV prints several lines about a broken file before it returns None; the UserError raised instead has one.
 (cv2.setLogLevel if hasattr(cv2, "setLogLevel") else cv2.utils.logging.setLogLevel)(0)  # OpenCV 4, OpenCV 5
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+# What OpenCV and Pillow read of photographs; of an animation the first picture.
+EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".gif", ".avif",
+              ".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm")
+_TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+_EXIF_ORIENTATION = 0x0112
+_BLACK = 16  # grey levels: what 12 bits in a file of 16 become, or shares 0..1
 
 
 def read(path: str | os.PathLike, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "H W 3"]:
@@ -60,6 +65,24 @@ def decode(data: bytes, name: str | os.PathLike,
                     "that was annotated, or correct the annotation")
 
 
+def header_size(path: str | os.PathLike) -> tuple[int, int] | None:
+    """(height, width) by the header, as after the EXIF orientation; None where Pillow does not know the format."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            transposed = image.getexif().get(_EXIF_ORIENTATION) in _TRANSPOSED
+    except Exception:  # not found, no image, damaged: decoding says which
+        return None
+    return (width, height) if transposed else (height, width)
+
+
+def check_header(path: str | os.PathLike, size: tuple[int, int]) -> None:
+    """Raises UserError, as `read` would, as far as a header shows; an image that is not of 8 bits is decoded."""
+    stated = header_size(path)
+    if stated is None or size not in (stated, stated[::-1]) or _is_deep(path):
+        read(path, size)
+
+
 def check_complete(data: bytes, name: str | os.PathLike) -> None:
     """Raises UserError where the bytes are none, or a JPEG or PNG without its end; cheap, nothing is decoded."""
     if not data:
@@ -93,8 +116,22 @@ def _decode(data, name, upright):
     except cv2.error:
         image = None
     if image is None:
-        return _decode_with_pillow(data, name, upright)
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        image = _decode_with_pillow(data, name, upright)
+    else:
+        image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    if image[::8, ::8].max() < _BLACK and image.max() < _BLACK and _is_deep(io.BytesIO(data)):
+        raise UserError(f"image file {name} has more than 8 bits a value, but so low values that they become black "
+                        f"(at most {image.max()} of 255): scale them to 0..255 and save it with 8 bits")
+    return image
+
+
+def _is_deep(file):
+    """Whether values have more than 8 bits, by the header; False where Pillow does not know the format."""
+    try:
+        with Image.open(file) as image:
+            return image.mode.startswith(("I", "F"))
+    except Exception:
+        return False
 
 
 def _decode_with_pillow(data, name, upright):

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float32, Int32, UInt8
 class Category(NamedTuple):
     """A class as its annotations name it; label i is the i-th category of the file."""
 
-    id: int
+    id: int | str
     name: str
 
 

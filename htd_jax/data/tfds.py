@@ -3,31 +3,19 @@ import os
 import pathlib
 from typing import SupportsIndex
 
-import msgspec
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
-from htd_jax.data import coco_classes, images, tfds_index
-from htd_jax.data.coco import decode_json, usable
+from htd_jax.data import coco_classes, coco_json, images, tfds_index
+from htd_jax.data.coco import usable
 from htd_jax.data.records import Category, Record, coco_ground_truth
 from htd_jax.errors import UserError
 
 SPLITS = dict(train=("train",), val=("validation", "val", "valid", "test"))
 NARROWEST = 1 - 1e-3  # pixels; section 1's smallest box side, less what float32 shares of the image cost
-
-
-class _Id(msgspec.Struct, gc=False):
-    id: int
-
-
-class _Heading(msgspec.Struct):
-    """The ids that an annotation file speaks of."""
-
-    images: list[_Id]
-    categories: list[dict]
 
 
 class TfdsDataset:
@@ -92,17 +80,14 @@ class TfdsDataset:
         """The official JSON where it was given, of the images of this split; otherwise made from the set."""
         if self._annotations is None:
             return coco_ground_truth(self)
-        ids, truth = set(self._index["ids"].tolist()), decode_json(self._annotations, dict)
-        truth["images"] = [image for image in truth["images"] if image["id"] in ids]
-        truth["annotations"] = [a for a in truth.get("annotations", []) if a["image_id"] in ids]
-        return truth
+        return coco_json.read(self._annotations).ground_truth(self._index["ids"].tolist())
 
     def _heading(self, annotations):
         """That of an annotation file that exists and knows all images and as many categories; else None."""
         problem = "does not exist"
         if os.path.exists(annotations):
-            heading = decode_json(annotations, _Heading)
-            known = {image.id for image in heading.images}.issuperset(self._index["ids"].tolist())
+            heading = coco_json.read(annotations)
+            known = {str(image.id) for image in heading.images}.issuperset(map(str, self._index["ids"].tolist()))
             if known and len(heading.categories) == self._class_label.num_classes:
                 return heading
             problem = "is of other images or categories"
@@ -115,7 +100,9 @@ class TfdsDataset:
 
     def _categories(self, heading):
         """Original ids and names: the JSON's, else those that `prepare` wrote, else COCO's, else numbered from 1."""
-        if listed := heading.categories if heading else (self._builder.info.metadata or {}).get("categories"):
+        if heading:
+            return tuple(Category(c.id, c.name) for c in heading.categories)
+        if listed := (self._builder.info.metadata or {}).get("categories"):
             return tuple(Category(int(c["id"]), str(c["name"])) for c in listed)
         names = self._class_label.names
         if self._builder.name == "coco" and len(names) == len(coco_classes.IDS):

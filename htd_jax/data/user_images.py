@@ -1,4 +1,5 @@
 """What a user hands over, as a dataset: paths, folders, arrays, PIL images."""
+import logging
 import os
 import pathlib
 from typing import Any, NamedTuple
@@ -11,8 +12,9 @@ from htd_jax.data import images
 from htd_jax.data.records import Record
 from htd_jax.errors import UserError
 
-_TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
-_EXIF_ORIENTATION = 0x0112
+_SHOWN = 3  # names of what is left out of a folder
+
+log = logging.getLogger(__name__)
 _NO_BOXES = np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool)
 
 
@@ -93,19 +95,34 @@ class Readable:
 
 
 def _is_folder(x):
-    return isinstance(x, (str, os.PathLike)) and os.path.isdir(x)
+    return isinstance(x, (str, os.PathLike)) and os.path.isdir(os.path.expanduser(x))
 
 
 def _expanded(item):
     """A folder's images by name; anything else as it is, paths as pathlib.Path."""
     if not isinstance(item, (str, os.PathLike)):
         return [item]
-    if not _is_folder(item):
-        return [pathlib.Path(item)]
-    found = sorted(p for p in pathlib.Path(item).iterdir() if p.suffix.lower() in images.EXTENSIONS and p.is_file())
+    path = pathlib.Path(item).expanduser()
+    if not path.is_dir():
+        return [path]
+    entries = sorted(p for p in path.iterdir() if not p.name.startswith("."))  # "._IMG.jpg" is a Mac's, no image
+    found = [p for p in entries if p.suffix.lower() in images.EXTENSIONS and p.is_file()]
     if not found:
-        raise UserError(f"folder {item} has no image; looked for {', '.join(images.EXTENSIONS)}")
+        raise UserError(f"folder {item} has no image; looked for {', '.join(images.EXTENSIONS)}"
+                        + _left_out(entries, found))
+    if left_out := _left_out(entries, found):
+        log.warning("folder %s%s", item, left_out)
     return found
+
+
+def _left_out(entries, found):
+    """"; left out: 2 folders, 1 other file: raw/, sub/, notes.txt", or ''."""
+    rest = sorted(set(entries) - set(found), key=lambda p: (not p.is_dir(), p))
+    folders = sum(p.is_dir() for p in rest)
+    numbers = {"folder": folders, "other file": len(rest) - folders}
+    counts = [f"{n} {what}{'s' * (n > 1)}" for what, n in numbers.items() if n]
+    names = [p.name + "/" * p.is_dir() for p in rest[:_SHOWN]] + ["..."] * (len(rest) > _SHOWN)
+    return f"; left out: {', '.join(counts)}: {', '.join(names)}" if rest else ""
 
 
 def _name(item, i):
@@ -130,13 +147,7 @@ def _size(item, name):
 
 def _file_size(path):
     """From the header, as it is after the EXIF orientation; from the pixels where Pillow does not know the format."""
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            transposed = image.getexif().get(_EXIF_ORIENTATION) in _TRANSPOSED
-    except Exception:  # not found, no image, damaged: decoding says which
-        return Size(*images.read(path).shape[:2])
-    return Size(width, height) if transposed else Size(height, width)
+    return Size(*(images.header_size(path) or images.read(path).shape[:2]))
 
 
 def _rgb(item):

@@ -16,7 +16,8 @@ from htd_jax.errors import UserError
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 
-def to_results(image_id: int | str, detections: dict[str, np.ndarray], category_ids: Sequence[int]) -> list[dict]:
+def to_results(image_id: int | str, detections: dict[str, np.ndarray],
+               category_ids: Sequence[int | str]) -> list[dict]:
     """The detections of one image as COCO results, in the same order; rows that are not valid are left out.
 
     Args:
@@ -42,8 +43,8 @@ def score(ground_truth: dict, results: list[dict]) -> dict:
 
     Args:
       ground_truth: `images`, `annotations`, `categories` in COCO's format. Image ids may be integers, floats or
-        strings; `iscrowd` and `area` are filled in (0, width x height) where absent. Every image that it lists counts,
-        also one without boxes or without detections.
+        strings; `iscrowd` and `area` are filled in (0, width x height) where absent or null. Every image that it lists
+        counts, also one without boxes or without detections.
       results: COCO results (`to_results`).
     Returns:
       The names in `METRICS` (floats in 0..1, or -1 where there is no ground truth), then `per_class` (class name -> AP)
@@ -52,7 +53,8 @@ def score(ground_truth: dict, results: list[dict]) -> dict:
     """
     images = _ranks(image["id"] for image in ground_truth["images"])
     categories = _ranks(category["id"] for category in ground_truth["categories"])
-    truth = [_annotation(a, images, categories) for a in ground_truth.get("annotations", ()) if a["image_id"] in images]
+    listed = ground_truth.get("annotations") or ()
+    truth = [_annotation(a, images, categories) for a in listed if a["image_id"] in images]
     found = [_detection(r, images, categories) for r in results]
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(_coco(truth, images, categories), _coco(found, images, categories), "bbox")
@@ -83,9 +85,10 @@ def _annotation(annotation, images, categories):
     if annotation["category_id"] not in categories:
         raise UserError(f"annotation {annotation.get('id')!r} has category id {annotation['category_id']!r}, "
                         "which is not in the list of categories")
+    area = annotation.get("area")
     return {"image_id": images[annotation["image_id"]], "category_id": categories[annotation["category_id"]],
-            "bbox": [x, y, width, height], "area": annotation.get("area", width * height),
-            "iscrowd": int(annotation.get("iscrowd", 0))}
+            "bbox": [x, y, width, height], "area": width * height if area is None else area,
+            "iscrowd": int(annotation.get("iscrowd") or 0)}
 
 
 def _detection(result, images, categories):
