@@ -12,7 +12,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from htd_jax.errors import UserError
+from htd_jax.evaluation import curves, matches
 
+AREAS = ("all", "small", "medium", "large")
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 
@@ -39,16 +41,18 @@ def to_results(image_id: int | str, detections: dict[str, np.ndarray],
 
 
 def score(ground_truth: dict, results: list[dict]) -> dict:
-    """The 12 numbers of COCO's box evaluation, and the AP of each class.
+    """What `metrics` gives of an `evaluation` of these results."""
+    return metrics(evaluation(ground_truth, results), ground_truth["categories"])
+
+
+def evaluation(ground_truth: dict, results: list[dict]) -> COCOeval:
+    """COCO's box evaluation, run and accumulated; images, categories and annotations are numbered in its own way.
 
     Args:
       ground_truth: `images`, `annotations`, `categories` in COCO's format. Image ids may be integers, floats or
         strings; `iscrowd` and `area` are filled in (0, width x height) where absent or null. Every image that it lists
         counts, also one without boxes or without detections.
       results: COCO results (`to_results`).
-    Returns:
-      The names in `METRICS` (floats in 0..1, or -1 where there is no ground truth), then `per_class` (class name -> AP)
-      and `images` (how many counted).
     Raises UserError: a result names an image or category that the ground truth does not list.
     """
     images = _ranks(image["id"] for image in ground_truth["images"])
@@ -57,13 +61,48 @@ def score(ground_truth: dict, results: list[dict]) -> dict:
     truth = [_annotation(a, images, categories) for a in listed if a["image_id"] in images]
     found = [_detection(r, images, categories) for r in results]
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(_coco(truth, images, categories), _coco(found, images, categories), "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    numbers = {name: float(value) for name, value in zip(METRICS, evaluation.stats)}
-    per_class = _per_class(evaluation, ground_truth["categories"], categories)
-    return numbers | {"per_class": per_class, "images": len(images)}
+        result = COCOeval(_coco(truth, images, categories), _coco(found, images, categories), "bbox")
+        result.evaluate()
+        result.accumulate()
+        result.summarize()
+    return result
+
+
+def metrics(result: COCOeval, categories: Sequence[dict]) -> dict:
+    """The 12 numbers of COCO's box evaluation, the AP of each class, and the best scores to cut at.
+
+    Args:
+      result: of `evaluation`.
+      categories: of the ground truth, in its order.
+    Returns:
+      The names in `METRICS` (floats in 0..1, or -1 where there is no ground truth), then `per_class` (class name -> AP)
+      and `images` (how many counted). `best_f1_score_threshold`: when detections below it are cut, F1 at IoU .5 over
+      all classes is greatest, namely `best_f1`; `best_f1_score_threshold_per_class` for each class by itself.
+    """
+    numbers = {name: float(value) for name, value in zip(METRICS, result.stats)}
+    names, ranks = class_names(categories), _ranks(category["id"] for category in categories)
+    labels = [ranks[category["id"]] for category in categories]
+    matched = matches.read(result)
+    threshold, f1 = curves.best_threshold(curves.of_class(matched))
+    each = [curves.best_threshold(curves.of_class(matched, label))[0] for label in labels]
+    return numbers | {"per_class": {name: average_precision(result, label) for name, label in zip(names, labels)},
+                      "images": len(result.params.imgIds), "best_f1_score_threshold": threshold, "best_f1": f1,
+                      "best_f1_score_threshold_per_class": dict(zip(names, each))}
+
+
+def average_precision(result: COCOeval, label: int, area: str = "all") -> float:
+    """AP over IoU .5:.95 of the class of rank `label`, of 100 detections an image; -1 without ground truth."""
+    values = result.eval["precision"][:, :, label, AREAS.index(area), -1]  # IoU, recall
+    return float(values[values > -1].mean()) if (values > -1).any() else -1.0
+
+
+def class_names(categories: Sequence[dict]) -> list[str]:
+    """The names; a repeated one gets its id appended."""
+    names = []
+    for category in categories:
+        name = category["name"]
+        names.append(name if name not in names else f"{name} ({category['id']})")
+    return names
 
 
 def table(metrics: dict) -> str:
@@ -101,21 +140,10 @@ def _detection(result, images, categories):
 
 
 def _coco(annotations, images, categories):
-    """A COCO object of these annotations, numbered from 1: the API takes a match with id 0 for none."""
-    coco = COCO()
+    """A COCO object of these annotations, image by image, numbered from 1: the API takes a match with 0 for none."""
+    annotations, coco = sorted(annotations, key=lambda a: a["image_id"]), COCO()
     coco.dataset = {"images": [{"id": i} for i in images.values()],
                     "categories": [{"id": i} for i in categories.values()],
                     "annotations": [{**a, "id": i} for i, a in enumerate(annotations, start=1)]}
     coco.createIndex()
     return coco
-
-
-def _per_class(evaluation, categories, ranks):
-    """Class name -> AP over IoU .5:.95, all areas, 100 detections; a repeated name gets its id appended."""
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # IoU, recall, class
-    per_class = {}
-    for category in categories:
-        values = precision[:, :, ranks[category["id"]]]
-        name = category["name"] if category["name"] not in per_class else f"{category['name']} ({category['id']})"
-        per_class[name] = float(values[values > -1].mean()) if (values > -1).any() else -1.0
-    return per_class
