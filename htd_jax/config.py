@@ -59,6 +59,7 @@ def _model():
         groups=1,
         base_width=64,  # of one group of the 3x3 convolutions: 4 in ResNeXt-101 64x4d
         width=64,  # channels of the stem; the four stages scale with it
+        stride_in_1x1=False,  # a block's stride in its first 1x1 convolution: weights made by Caffe, Detectron2, Keras
         deformable=False,  # deformable 3x3 convolutions in layer2..4
         norm="frozen_bn",  # or 'gn', for training from scratch
         frozen_stages=1,  # 1: stem and layer1; 0: none

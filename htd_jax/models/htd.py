@@ -31,7 +31,7 @@ class HTD(nnx.Module):
         channels, classes = settings.fpn_channels, settings.num_classes
         self.backbone = ResNet(settings.depth, width=settings.width, groups=settings.groups,
                                base_width=settings.base_width, deformable=settings.deformable, kind=settings.norm,
-                               frozen_stages=settings.frozen_stages, **make)
+                               frozen_stages=settings.frozen_stages, stride_in_1x1=settings.stride_in_1x1, **make)
         self.neck = FPN(self.backbone.channels, channels, **make)
         self.rpn = RPNHead(channels, **make)
         self.sfa = SFA(channels, classes, **make)

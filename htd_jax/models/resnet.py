@@ -1,4 +1,4 @@
-"""ResNet and ResNeXt backbones ("pytorch" style: a block's stride sits in its 3x3 convolution), C2..C5."""
+"""ResNet and ResNeXt backbones, C2..C5; a block's stride sits in its 3x3 convolution or, "caffe" style, before it."""
 import functools
 from collections.abc import Sequence
 
@@ -48,11 +48,13 @@ class Shortcut(nnx.Module):
 class Block(nnx.Module):
     """A residual block: two 3x3 convolutions, or 1x1, 3x3, 1x1 with four times the outputs.
 
-    `cell`: pixels of the image that a cell of the input stands for.
+    `cell`: pixels of the image that a cell of the input stands for. `stride_in_1x1`: a bottleneck's stride sits in its
+    first convolution.
     """
 
     def __init__(self, inputs: int, planes: int, inner: int, stride: int, cell: int, *, bottleneck: bool, groups: int,
-                 deformable: bool, kind: str, dtype: DTypeLike | None, rngs: nnx.Rngs) -> None:
+                 deformable: bool, kind: str, dtype: DTypeLike | None, rngs: nnx.Rngs,
+                 stride_in_1x1: bool = False) -> None:
         outputs = planes * 4 if bottleneck else planes
         make = dict(dtype=dtype, rngs=rngs)
         plain = lambda i, o, size, stride=1, groups=1: conv(
@@ -60,21 +62,23 @@ class Block(nnx.Module):
         spatial = (lambda i, o, stride: DeformConv(i, o, stride=stride, groups=groups, **make)) if deformable else (
             lambda i, o, stride: plain(i, o, 3, stride, groups))
         if bottleneck:
-            self.conv1, self.conv2 = plain(inputs, inner, 1), spatial(inner, inner, stride)
+            first, second = (stride, 1) if stride_in_1x1 else (1, stride)
+            self.conv1, self.conv2 = plain(inputs, inner, 1, first), spatial(inner, inner, second)
             self.conv3 = plain(inner, outputs, 1)
             self.bn1, self.bn2 = norm(kind, inner, **make), norm(kind, inner, **make)
             self.bn3 = norm(kind, outputs, zero=True, **make)
         else:
             self.conv1, self.conv2 = spatial(inputs, planes, stride), plain(planes, outputs, 3)
             self.bn1, self.bn2 = norm(kind, planes, **make), norm(kind, outputs, zero=True, **make)
-        self.bottleneck, self.cell, self.stride = bottleneck, cell, stride
+        self.bottleneck, self.cell, self.stride, self.stride_in_1x1 = bottleneck, cell, stride, stride_in_1x1
         self.downsample = (Shortcut(inputs, outputs, stride, kind=kind, **make)
                            if stride != 1 or inputs != outputs else None)
 
     def __call__(self, x: Map, padded: Padded = None) -> Map:
         shortcut = x if self.downsample is None else self.downsample(x)
         if self.bottleneck:
-            y = clear_padding(jax.nn.relu(self.bn1(self.conv1(x))), padded, self.cell)
+            cell = self.cell * self.stride if self.stride_in_1x1 else self.cell
+            y = clear_padding(jax.nn.relu(self.bn1(self.conv1(x))), padded, cell)
             y = self.bn3(self.conv3(jax.nn.relu(self.bn2(self.conv2(y)))))
         else:
             y = jax.nn.relu(self.bn1(self.conv1(clear_padding(x, padded, self.cell))))
@@ -116,13 +120,14 @@ class ResNet(nnx.Module):
     """Images -> C2..C5, of strides 4, 8, 16, 32; `channels`: of each.
 
     `groups` and `base_width` make a ResNeXt (64 and 4: 64x4d); `deformable` replaces the 3x3 convolutions of
-    layer2..4. Nothing is learnt, or propagated, below the first `frozen_stages` layers (the stem included).
+    layer2..4; `stride_in_1x1` suits "caffe" weights. Nothing is learnt, or propagated, below the first `frozen_stages`
+    layers (the stem included).
     Within `padded` the maps are what they would be if the images ended there, but for group norm.
     """
 
     def __init__(self, depth: int, *, width: int = 64, groups: int = 1, base_width: int = 64, deformable: bool = False,
                  kind: str = "frozen_bn", frozen_stages: int = 1, dtype: DTypeLike | None = None,
-                 rngs: nnx.Rngs) -> None:
+                 stride_in_1x1: bool = False, rngs: nnx.Rngs) -> None:
         bottleneck = depth in BOTTLENECK_DEPTHS
         self.frozen_stages, self.dtype = frozen_stages, dtype
         expansion = 4 if bottleneck else 1
@@ -133,7 +138,8 @@ class ResNet(nnx.Module):
             inputs, outputs = self.channels[stage - 1] if stage else width, self.channels[stage]
             inner = planes * base_width // 64 * groups
             block = functools.partial(Block, planes=planes, inner=inner, bottleneck=bottleneck, groups=groups,
-                                      deformable=deformable and stage > 0, kind=kind, dtype=dtype, rngs=rngs)
+                                      deformable=deformable and stage > 0, kind=kind, dtype=dtype, rngs=rngs,
+                                      stride_in_1x1=stride_in_1x1)
             cell, stride = 4 * 2**stage, 2 if stage else 1
             return Layer([block(inputs, stride=stride, cell=cell // stride),
                           *(block(outputs, stride=1, cell=cell) for _ in range(BLOCKS[depth][stage] - 1))])
