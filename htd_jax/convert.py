@@ -5,10 +5,13 @@ Examples:
   python -m htd_jax.convert runs/r50 htd_r50.safetensors                            (-> the original's names)
   python -m htd_jax.convert htd_r50.pth htd_r50.safetensors --config configs/htd_r50.py
   python -m htd_jax.convert faster_rcnn.pth resnet50.safetensors --backbone
+  python -m htd_jax.convert R-50.pkl resnet50.safetensors --backbone                (Detectron2's; Keras' .h5 too)
+  python -m htd_jax.convert resnet50_caffe.pth resnet50.safetensors --backbone --bgr   (MMDetection's *_caffe)
 
-SRC is a .safetensors or .pth file, a workdir (its latest step), one saved step, or hf:OWNER/NAME. DST ends in
-.safetensors or is the folder of a new workdir. --config says which model a file holds; a workdir says so itself.
+SRC is a .safetensors, .pth, .pkl or .h5 file, a workdir (its latest step), one saved step, or hf:OWNER/NAME. DST ends
+in .safetensors or is the folder of a new workdir. --config says which model a file holds; a workdir says so itself.
 """
+import functools
 import os
 import pathlib
 
@@ -18,9 +21,10 @@ from ml_collections import ConfigDict
 
 from htd_jax import cli
 from htd_jax.errors import UserError, writing_to
-from htd_jax.weights import files, loading, names
+from htd_jax.weights import files, loading, names, publishers
 
 _BACKBONE = flags.DEFINE_bool("backbone", False, "Take the backbone alone, out of whatever detector SRC holds.")
+_BGR = flags.DEFINE_bool("bgr", False, "SRC is a .pth or .safetensors whose stem takes BGR less its mean, undivided.")
 
 
 def main(arguments: list[str]) -> None:
@@ -28,32 +32,38 @@ def main(arguments: list[str]) -> None:
     if len(arguments) != 2:
         given = f"{len(arguments)} given: {' '.join(arguments) or 'none'}"
         raise UserError(f"two arguments are needed, SRC and DST; {given}")
-    convert(*arguments, config=flags.FLAGS.config, backbone=_BACKBONE.value)
+    convert(*arguments, config=flags.FLAGS.config, backbone=_BACKBONE.value, bgr=_BGR.value)
 
 
 def convert(source: str | os.PathLike, target: str | os.PathLike, config: ConfigDict | None = None,
-            backbone: bool = False) -> None:
+            backbone: bool = False, bgr: bool = False) -> None:
     """Converts weights from anything that `loading.load_tensors` reads.
 
     Args:
         target: a path ending in `.safetensors`, else the folder of a workdir that does not exist yet.
         config: of the model; needed for a workdir from a file. Where it is given, nothing may be missing.
         backbone: leave out all but the backbone.
+        bgr: build into the stem that it takes BGR pixels less the ImageNet mean, undivided: weights of "caffe" style.
+            Files of Detectron and Keras say so by their names, and need no `bgr`.
     Raises UserError where the source cannot be read or does not fit, or the target cannot be written.
     """
     target = pathlib.Path(target)
     if target.suffix in files.TORCH_SUFFIXES:
         raise UserError(f"{target}: weights are written as .safetensors, which PyTorch reads by "
                         "safetensors.torch.load_file(path)")
-    write = _write_file if target.suffix == ".safetensors" else _write_workdir
+    if bgr and target.suffix != ".safetensors":
+        raise UserError("--bgr writes a .safetensors file; convert that to a workdir")
+    write = functools.partial(_write_file, bgr=bgr) if target.suffix == ".safetensors" else _write_workdir
     write(source, target, config, backbone)
 
 
-def _write_file(source, target, config, backbone):
+def _write_file(source, target, config, backbone, bgr):
     """Writes the tensors under all the original's names."""
     tensors = loading.load_tensors(source)
     if backbone:
         tensors = {name: array for name, array in tensors.items() if name.startswith("backbone.")}
+    if bgr:
+        tensors = _for_rgb(tensors, source)
     unknown = [name for name in tensors if names.model_path(name) is None]
     if unknown or not tensors:
         raise UserError(f"{source} holds {loading.listed(unknown) or 'nothing'} that HTD does not have; --backbone "
@@ -69,6 +79,12 @@ def _write_file(source, target, config, backbone):
     everything = loading.complete(tensors)
     files.write(target, everything)
     print(f"{target}: {len(everything)} tensors, {sum(a.nbytes for a in everything.values()) / 2**20:.0f} MiB")
+
+
+def _for_rgb(tensors, source):
+    if not {"backbone.conv1.weight", "backbone.bn1.running_mean"} <= tensors.keys():
+        raise UserError(f"{source} has no stem (backbone.conv1 and bn1) to build --bgr into")
+    return publishers.fold_bgr(tensors)
 
 
 def _write_workdir(source, target, config, backbone):

@@ -32,6 +32,7 @@ _REQUIREMENTS = pathlib.Path(__file__).resolve().parents[1] / "requirements.txt"
 _PYTHON = (3, 11), (3, 14)  # from, to but without
 _OPTIONAL = {"torch": "to read .pth files: pip install torch --index-url https://download.pytorch.org/whl/cpu",
              "tensorflow_datasets": "for data.source='tfds' and htd_jax.prepare: pip install tensorflow-datasets",
+             "h5py": "to read Keras' .h5 files: pip install h5py",
              "huggingface_hub": "for init_from='hf:...': pip install huggingface_hub"}
 _GIB = 2**30
 _SLOW_SCATTER = (0, 10, 2), (0, 11, 0)  # versions of jax, both included

@@ -1,7 +1,7 @@
-"""Files of named tensors: .safetensors with numpy alone, .pth through torch where it is installed.
+"""Files of named tensors: .safetensors and .pkl with numpy alone, .pth through torch, .h5 through h5py.
 
-No code in a file is ever run: a `.pth` is read by torch's restricted unpickler, which knows tensors and plain
-containers and refuses anything else.
+No code in a file is ever run: a `.pth` is read by torch's restricted unpickler, a `.pkl` by `pickles`' own. They know
+tensors or arrays and plain containers, and refuse anything else.
 """
 import os
 import pathlib
@@ -11,27 +11,30 @@ import numpy as np
 import safetensors.numpy
 
 from htd_jax.errors import UserError
+from htd_jax.weights import keras, pickles
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
-SUFFIXES = (".safetensors",) + TORCH_SUFFIXES
+SUFFIXES = (".safetensors", *TORCH_SUFFIXES, ".pkl", ".h5", ".hdf5")
 INSTALL_TORCH = "pip install torch --index-url https://download.pytorch.org/whl/cpu"
 
 _NESTED = ("state_dict", "model")  # where training programs put the tensors, beside their own state
 
 
 def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Reads a `.safetensors` file, or a `.pth`, `.pt` or `.bin` that torch saved (zip or legacy).
+    """Reads a `.safetensors` file; a `.pth`, `.pt` or `.bin` that torch saved (zip or legacy); a `.pkl` of numpy arrays
+    (Detectron, Detectron2); or Keras' `.h5`.
 
-    In the latter the tensors lie at the top or under `state_dict` or `model`. Floating-point tensors become float32.
+    In a `.pth` the tensors lie at the top or under `state_dict` or `model`. Floating-point tensors become float32.
     Raises UserError where the file is missing, of another kind, damaged, holds anything but tensors and plain
-    containers, or needs torch and torch is absent.
+    containers, or needs torch or h5py and that is absent.
     """
     path = pathlib.Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path}: unknown kind of file {path.suffix!r}; weights come as {', '.join(SUFFIXES)}")
-    tensors = _read_torch(path) if path.suffix in TORCH_SUFFIXES else _read_safetensors(path)
+    readers = {".safetensors": _read_safetensors, ".pkl": pickles.read, ".h5": keras.read, ".hdf5": keras.read}
+    tensors = readers.get(path.suffix, _read_torch)(path)
     if not tensors:
         raise UserError(f"{path}: holds no tensor")
     return tensors

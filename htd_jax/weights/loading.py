@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx, traverse_util
 
 from htd_jax.errors import UserError
-from htd_jax.weights import files, hub, names
+from htd_jax.weights import files, hub, names, publishers
 
 # The layers whose size is the number of classes; replaced together, as PGraph uses stage 0's classifier.
 CLASSIFIERS = ("sfa.fc", "stage0.fc_cls", "pgraph.fc_cls")
@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 
 
 def load_tensors(source: str | os.PathLike) -> Tensors:
-    """Reads weights: a `.safetensors` or `.pth` file; a training workdir (its latest step) or one saved step; or
-    `hf:OWNER/NAME` on the Hugging Face hub.
+    """Reads weights: a `.safetensors`, `.pth`, `.pkl` or `.h5` file; a training workdir (its latest step) or one saved
+    step; or `hf:OWNER/NAME` on the Hugging Face hub.
 
     Every tensor comes once, without batch counters; a backbone alone has the prefix `backbone.` too.
     """
@@ -44,13 +44,15 @@ def load_tensors(source: str | os.PathLike) -> Tensors:
 def canonical(tensors: Tensors, source: str | os.PathLike = "the file") -> Tensors:
     """The tensors with one name each, the original's; what differs between publishers is undone here.
 
-    A prefix `module.` goes, the prefix `backbone.` is added to a bare backbone, ImageNet classifiers beside a backbone
-    and batch counters are dropped, and of a tensor with two names one is kept.
+    Names of Detectron, Detectron2 and Keras become torchvision's (`publishers`). A prefix `module.` goes, the prefix
+    `backbone.` is added to a bare backbone, ImageNet classifiers beside a backbone and batch counters are dropped, and
+    of a tensor with two names one is kept.
     Raises UserError where two names of one tensor hold different values.
     """
     tensors = {name: array for name, array in tensors.items() if not names.is_counter(name)}
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): array for name, array in tensors.items()}
+    tensors = publishers.to_torchvision(tensors)
     if not any(name.startswith(("neck.", "rpn_head.", "roi_head.")) for name in tensors):
         tensors = _backbone(tensors)
     single = {}
