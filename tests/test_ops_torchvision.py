@@ -48,8 +48,9 @@ def test_roi_align_and_its_gradient():
     crops = torchvision.ops.roi_align(theirs, [torch.tensor(rois)], 7, 1 / 16, sampling_ratio=-1, aligned=True)
     crops.backward(torch.tensor(cotangent.transpose(0, 3, 1, 2)))
     ours, transpose = jax.vjp(lambda f: ops.roi_align(f, jnp.asarray(rois), 16), jnp.asarray(features))
-    close(jnp.moveaxis(ours, -1, 1), crops)
-    close(jnp.moveaxis(transpose(jnp.asarray(cotangent))[0], -1, 0)[None], theirs.grad)
+    # Positions up to 24 cells are rounded to 1e-6 of a cell, and these features change by up to 5 from cell to cell.
+    close(jnp.moveaxis(ours, -1, 1), crops, 2e-5)
+    close(jnp.moveaxis(transpose(jnp.asarray(cotangent))[0], -1, 0)[None], theirs.grad, 2e-5)
 
 
 def test_nms():
