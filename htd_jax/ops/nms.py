@@ -34,6 +34,8 @@ def nms(boxes: Float[Array, "N 4"], scores: Float[Array, "N"], iou_threshold: fl
     A score of -inf marks an unused slot. A kept, better box of the same group (`groups`: classes or levels) suppresses
     a box with IoU strictly greater than the threshold; 0/0 does not suppress. Equal scores: the first index is better.
     """
+    if not len(boxes):
+        return jnp.zeros(max_kept, jnp.int32), jnp.zeros(max_kept, bool)
     groups = jnp.zeros(len(boxes), jnp.int32) if groups is None else groups
     at_once, in_parts = (functools.partial(form, iou_threshold=iou_threshold, max_kept=max_kept)
                          for form in (_at_once, _in_parts))
@@ -94,11 +96,19 @@ def _take(boxes, groups, order, candidates, iou_threshold, state):
 def multiclass_nms(boxes: Float[Array, "N 4"], scores: Float[Array, "N K"], iou_threshold: float, min_score: float,
                    max_kept: int) -> Detections:
     """The best `max_kept` detections with scores above `min_score`, class by class, by falling score."""
+    boxes, scores = at_least_one(boxes, scores)
     rois, classes = scores.shape
     flat = jnp.where(scores > min_score, scores, -jnp.inf).reshape(-1)
     labels = jnp.tile(jnp.arange(classes, dtype=jnp.int32), rois)
     kept, valid = nms(jnp.repeat(boxes, classes, axis=0), flat, iou_threshold, max_kept, labels)
     return Detections(boxes[kept // classes], jnp.where(valid, flat[kept], 0), labels[kept], valid)
+
+
+def at_least_one(boxes: Float[Array, "N 4"], scores: Float[Array, "N K"]) -> tuple[jax.Array, jax.Array]:
+    """Both as they are; with one box that takes no part where there is none, for nothing can be taken from nothing."""
+    missing = 0 if len(boxes) else 1
+    rows = (0, missing), (0, 0)
+    return jnp.pad(boxes, rows), jnp.pad(scores, rows, constant_values=-jnp.inf)
 
 
 def _suppresses(boxes, groups, better, worse, iou_threshold):
