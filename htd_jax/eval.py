@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> None:
     detect_fn = functools.partial(runner.compile_detect(functional.functions(config).detect, mesh), states)
 
     # ---- every image, then the score
-    metrics = runner.evaluate(detect_fn, dataset, config, args.output, mesh)
+    metrics = runner.evaluate(detect_fn, dataset, config, args.output, mesh, run=args.checkpoint)
     if jax.process_index() == 0:
         print(coco.table(metrics))
 

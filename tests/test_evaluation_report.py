@@ -1,77 +1,26 @@
-"""The page: complete, without the network, and its examples the right ones."""
+"""The page: complete, without the network, its images in order and within their budget."""
 import base64
 import io
+import json
 import re
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import report_case
 from ml_collections import ConfigDict
 from PIL import Image
 
-from htd_jax.data import Category, Record
-from htd_jax.evaluation import coco, report
-
-BOX = np.float32([[10, 10, 40, 40]])
+from htd_jax.evaluation import coco, image_rows, matches, pages, report, run_logs
 
 
-class Images:
-    """Dataset of n images of 60 x 80 with one object each, and a crowd on the first."""
-
-    categories = (Category(1, "cat"), Category(2, "<b>dog"))
-
-    def __init__(self, n):
-        self.n = n
-
-    def __len__(self):
-        return self.n
-
-    def record(self, i):
-        boxes = np.concatenate([BOX, [[50, 20, 75, 55]]]) if i == 0 else BOX
-        return record_of(boxes, np.arange(len(boxes)) == 1, i)
-
-    def image(self, i):
-        return np.full((60, 80, 3), 40 * i, np.uint8)
-
-    def ground_truth(self):
-        raise AssertionError("the page does without it")
-
-
-def record_of(boxes, crowd, i=0):
-    return Record(i, f"{i}.jpg", 60, 80, np.float32(boxes), np.zeros(len(boxes), np.int32), crowd)
-
-
-def found(*rows):
-    """Detections of one image from (box, label, score)."""
-    return {"boxes": np.float32([r[0] for r in rows]).reshape(-1, 4), "labels": np.int32([r[1] for r in rows]),
-            "scores": np.float32([r[2] for r in rows])}
-
-
-def metrics(ap=.5, **per_class):
-    return {**dict.fromkeys(coco.METRICS, -1.), "AP": ap, "per_class": per_class}
-
-
-def test_match_is_greedy_by_class_and_excuses_crowds():
-    record = Images(1).record(0)
-    rows = found((BOX[0], 0, .9), (BOX[0], 0, .8), (BOX[0], 1, .7), ([55, 25, 70, 50], 0, .6), ([0, 0, 5, 5], 0, .5))
-    np.testing.assert_array_equal(report.match(rows, record), [1, 0, 0, -1, 0])
-    assert report.match(found(), record).shape == (0,)
-
-
-def test_match_gives_a_detection_the_free_object_it_covers_best():
-    record = record_of([[0, 0, 10, 10], [0, 0, 10, 12]], np.zeros(2, bool))
-    rows = found(([0, 0, 10, 12], 0, .9), ([0, 0, 10, 12], 0, .8))
-    np.testing.assert_array_equal(report.match(rows, record), [1, 1])
+def data_of(path):
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', path.read_text(), re.S)[1])
 
 
 @pytest.fixture
 def page(tmp_path):
-    detections = [found((BOX[0], 0, .9)), found(), found((BOX[0], 0, .8), ([0, 0, 9, 9], 1, .7)),
-                  found((BOX[0], 0, .1))]
-    config = ConfigDict({"test": {"score": .05}})
-    report.write(tmp_path / "report.html", metrics(cat=.75, **{"<b>dog": -1.}), Images(4), detections, config,
-                 "python eval.py --config 'a & b'")
-    return (tmp_path / "report.html").read_text()
+    return report_case.write(tmp_path / "report.html")
 
 
 def test_page_is_well_formed_and_needs_no_network(page):
@@ -79,37 +28,87 @@ def test_page_is_well_formed_and_needs_no_network(page):
         depth = []
 
         def handle_starttag(self, tag, attrs):
-            if tag not in ("meta", "img", "rect"):
+            if tag != "meta":
                 self.depth.append(tag)
 
         def handle_endtag(self, tag):
-            if tag != "rect":
-                assert self.depth.pop() == tag
+            assert self.depth.pop() == tag
 
-    Balance().feed(page)
+    Balance().feed(page.read_text())
     assert Balance.depth == []
-    assert not re.search(r"https?://", page)
-    assert all(source.startswith("data:image/jpeg;base64,") for source in re.findall(r'src="([^"]*)', page))
-    assert "$" not in page.split("<script>")[0]
+    assert set(re.findall(r"https?://[^\"]*", page.read_text())) == {"http://www.w3.org/2000/svg"}
+    assert not re.search(r'(src|href)="', page.read_text())
 
 
-def test_page_has_numbers_classes_command_and_escapes_names(page):
-    assert "<td>0.500</td>" in page and "&ndash;" in page
-    assert "<td>cat</td><td data-value=\"0.75\">0.750</td><td>4</td><td>3</td>" in page
-    assert "<td>&lt;b&gt;dog</td><td data-value=\"-1.0\">&ndash;</td><td>0</td><td>1</td>" in page
-    assert "--config 'a &amp; b'" in page.replace("&#x27;", "'")
-    assert "&quot;score&quot;: 0.05" in page
+def test_page_has_numbers_and_classes_and_escapes_names(page):
+    text, data = page.read_text(), data_of(page)
+    metrics = report_case.metrics()
+    assert f"<h1>AP {metrics['AP']:.3f} on 5 images</h1>" in text and "--config &#x27;a &amp; b&#x27;" in text
+    assert dict(data["numbers"]) == {name: metrics[name] for name in coco.METRICS}
+    assert "<b>dog" not in text and [c["name"] for c in data["classes"]] == ["<b>dog", "cat"]
+    dog, cat = data["classes"]
+    assert (dog["objects"], dog["detections"], dog["ap"]) == (0, 1, -1)
+    assert (cat["objects"], cat["detections"]) == (5, 4) and cat["ap"] == metrics["per_class"]["cat"]
+    assert f"predict.py --score {metrics['best_f1_score_threshold']:.3f}" in text
 
 
-def test_best_and_worst_images_are_the_right_ones(page):
-    worst, best = page.split("<h3>Worst</h3>")[1].split("<h3>Best</h3>")
-    assert re.findall(r"<figcaption>(.*?)<", worst) == ["1.jpg: 0 of 1 found, 0 false", "3.jpg: 0 of 1 found, 0 false"]
-    assert re.findall(r"<figcaption>(.*?)<", best) == ["0.jpg: 1 of 1 found, 0 false", "2.jpg: 1 of 1 found, 1 false"]
-    first = re.search(r"base64,([^\"]*)", best)[1]
-    assert Image.open(io.BytesIO(base64.b64decode(first))).width == 2 * 320 + 8
+def test_rows_say_what_was_found_worst_first(page):
+    rows = data_of(page)["rows"]
+    assert [row["name"] for row in rows] == ["1<.jpg", "2<.jpg", "3<.jpg", "0<.jpg", "4<.jpg"]
+    assert rows[2]["objects"] == [[1, 0, 125, 167, 375, 500]] and rows[2]["detections"] == [
+        [1, 299, matches.KINDS.index("background"), -1, 750, 833, 125, 83]]
+    assert rows[3]["objects"][1][:2] == [1, 1]  # a crowd
+    assert rows[3]["detections"] == [[1, 900, matches.RIGHT, 0, 125, 167, 375, 500]]
+
+
+def test_pictures_are_small_jpegs(page):
+    pictures = [row["picture"] for row in data_of(page)["rows"]]
+    image = Image.open(io.BytesIO(base64.b64decode(pictures[0])))
+    assert image.size == (80, 60) and image.format == "JPEG" and abs(np.asarray(image).mean() - 40) < 3
+    wide = Image.open(io.BytesIO(base64.b64decode(pages.jpeg(np.zeros((500, 1000, 3), np.uint8)))))
+    assert wide.size == (480, 240)
+
+
+def test_the_page_keeps_to_its_budget(monkeypatch):
+    monkeypatch.setattr(pages, "PICTURES", 150)
+    monkeypatch.setattr(pages, "ROWS", 250)
+    kept = list(pages.within_budget([({"k": i}, lambda i=i: {"k": i, "picture": "x" * 80}) for i in range(10)]))
+    assert [("picture" in row) for row in kept] == [True, True] + [False] * 6
+    assert sum(len(pages.to_json(row)) + 1 for row in kept) <= 250
+
+
+def test_a_page_says_what_it_leaves_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(pages, "PICTURES", 1)
+    text = report_case.write(tmp_path / "a.html").read_text()
+    assert "the 1 images with the most errors have a picture, 4 are listed by their numbers only." in text
+    monkeypatch.setattr(pages, "PICTURES", 0)
+    monkeypatch.setattr(pages, "ROWS", 150)
+    page = report_case.write(tmp_path / "b.html")
+    left = 5 - len(data_of(page)["rows"])
+    assert 0 < left < 5 and f"and {left} best ones are not listed" in page.read_text()
+
+
+def test_wrong_counts_false_detections_and_missed_objects():
+    found = matches.read(report_case.evaluation())
+    assert image_rows.wrong(found, 5, .5).tolist() == [0, 1, 1, 1, 0]
+    assert image_rows.wrong(found, 5, .0).tolist() == [0, 1, 1, 2, 0]
+    assert image_rows.wrong(found, 5, 1.).tolist() == [1, 1, 1, 1, 1]
 
 
 def test_page_of_no_detections_and_of_no_images(tmp_path):
-    for n in (2, 0):
-        report.write(tmp_path / "r.html", metrics(-1., cat=-1., dog=-1.), Images(n), [found()] * n, ConfigDict())
-        assert f"<h1>AP &ndash; on {n} images</h1>" in (tmp_path / "r.html").read_text()
+    for dataset in (report_case.Images(2), report_case.Images(0)):
+        evaluation = coco.evaluation(dataset.ground_truth(), [])
+        metrics = coco.metrics(evaluation, dataset.ground_truth()["categories"])
+        report.write(tmp_path / "r.html", metrics, evaluation, dataset, ConfigDict())
+        assert len(data_of(tmp_path / "r.html")["rows"]) == len(dataset)
+        assert "no score is better than another" in (tmp_path / "r.html").read_text()
+
+
+def test_training_logs_are_thinned_and_a_cut_off_line_is_left_out(tmp_path):
+    rows = [json.dumps({"step": step, "loss": 1 / step, "lr": .1, "x_loss": None}) for step in range(1, 1001)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*rows, '{"step": 1001, "lo']))
+    (tmp_path / "evaluations.jsonl").write_text('{"step": 500, "AP": 0.25, "images": 5}\n')
+    logs = run_logs.read(tmp_path)
+    assert list(logs["losses"]) == ["loss"] and logs["losses"]["loss"][:2] == [[1, 1], [4, .25]]
+    assert 300 < len(logs["losses"]["loss"]) <= 400 and logs["scores"] == {"AP": [[500, .25]]}
+    assert run_logs.read(None) is None and run_logs.read(tmp_path / "weights.pth") is None

@@ -5,7 +5,7 @@ without annotations) is -1, as the COCO API gives it; it is never counted in a m
 """
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -55,8 +55,8 @@ def evaluation(ground_truth: dict, results: list[dict]) -> COCOeval:
       results: COCO results (`to_results`).
     Raises UserError: a result names an image or category that the ground truth does not list.
     """
-    images = _ranks(image["id"] for image in ground_truth["images"])
-    categories = _ranks(category["id"] for category in ground_truth["categories"])
+    images = ranks(image["id"] for image in ground_truth["images"])
+    categories = ranks(category["id"] for category in ground_truth["categories"])
     listed = ground_truth.get("annotations") or ()
     truth = [_annotation(a, images, categories) for a in listed if a["image_id"] in images]
     found = [_detection(r, images, categories) for r in results]
@@ -80,8 +80,8 @@ def metrics(result: COCOeval, categories: Sequence[dict]) -> dict:
       all classes is greatest, namely `best_f1`; `best_f1_score_threshold_per_class` for each class by itself.
     """
     numbers = {name: float(value) for name, value in zip(METRICS, result.stats)}
-    names, ranks = class_names(categories), _ranks(category["id"] for category in categories)
-    labels = [ranks[category["id"]] for category in categories]
+    names, place = class_names(categories), ranks(category["id"] for category in categories)
+    labels = [place[category["id"]] for category in categories]
     matched = matches.read(result)
     threshold, f1 = curves.best_threshold(curves.of_class(matched))
     each = [curves.best_threshold(curves.of_class(matched, label))[0] for label in labels]
@@ -105,18 +105,18 @@ def class_names(categories: Sequence[dict]) -> list[str]:
     return names
 
 
+def ranks(ids: Iterable) -> dict:
+    """Original id -> 0, 1, ... in ascending order, the COCO API's own, which decides among equal scores."""
+    ordered = sorted(set(ids), key=lambda i: (isinstance(i, str), i))
+    return {original: rank for rank, original in enumerate(ordered)}
+
+
 def table(metrics: dict) -> str:
     """The 12 numbers as lines to print."""
     lines = [f"{name:>6} {metrics[name]:.4f}" if metrics[name] > -1 else f"{name:>6}      -" for name in METRICS]
     if all(metrics[name] == -1 for name in METRICS):
         lines = ["no ground truth: there is nothing to score"]
     return "\n".join([*lines, f"images {metrics['images']}"])
-
-
-def _ranks(ids):
-    """Original id -> 0, 1, ... in ascending order, the COCO API's own, which decides among equal scores."""
-    ordered = sorted(set(ids), key=lambda i: (isinstance(i, str), i))
-    return {original: rank for rank, original in enumerate(ordered)}
 
 
 def _annotation(annotation, images, categories):

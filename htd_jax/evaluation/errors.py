@@ -44,7 +44,7 @@ def costs(matches: Matches, classes: int) -> list[Cost]:
     return [*rows, Cost("missed", int(missed.sum()), _gain(_without(matches, missed), classes, base))]
 
 
-def confusion(matches: Matches, classes: int, threshold: float) -> Int64[np.ndarray, "K+1 K+1"]:
+def confusion(matches: Matches, classes: int, threshold: float) -> Int64[np.ndarray, "_ _"]:
     """Counts by class of the object (row) and of the detection (column); the last of each is the background.
 
     Of the detections with a score of at least `threshold`, the hits make the diagonal. The others take, best first,

@@ -1,142 +1,96 @@
-"""One self-contained page, report.html: the numbers, the classes, the scores, the best and worst images."""
-import base64
-import html
-import io
+"""report.html: the numbers, curves, errors and classes of an evaluation, and its images, worst first."""
+import dataclasses
 import json
 import os
-import pathlib
-import string
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int8
 from ml_collections import ConfigDict
-from pycocotools import mask
+from pycocotools.cocoeval import COCOeval
 
-from htd_jax.data import Dataset, Record
-from htd_jax.evaluation import coco, drawing
+from htd_jax.data import Category, Dataset
+from htd_jax.evaluation import coco, curves, drawing, errors, image_rows, matches, pages, run_logs
 
-SHOWN = 6  # images of each kind
-_TEMPLATE = pathlib.Path(__file__).with_name("report.html")
-
-
-class Tally(NamedTuple):
-    """Of one image: its objects without crowds; the claims (detections of at least `THRESHOLD`) right and wrong."""
-
-    objects: int
-    right: int
-    wrong: int
+POINTS = 101  # of a curve
 
 
-def write(path: str | os.PathLike, metrics: dict, dataset: Dataset, detections: list[dict[str, np.ndarray]],
-          config: ConfigDict, command: str = "") -> None:
+def write(path: str | os.PathLike, metrics: dict, evaluation: COCOeval, dataset: Dataset, config: ConfigDict,
+          command: str = "", run: str | os.PathLike | None = None) -> None:
     """Writes the page.
 
     Args:
-      metrics: what `coco.score` returned.
-      detections: what `runner.collect` returned; best first.
+      metrics, evaluation: of `coco.metrics` and `coco.evaluation`, for the ground truth of `dataset`.
       config, command: shown as they are.
+      run: the workdir of the training, whose losses and APs are shown; None, or without logs, for none.
     """
-    records = [dataset.record(i) for i in range(len(detections))]
-    hits = [match(found, record) for found, record in zip(detections, records)]
-    tallies = [_tally(*row) for row in zip(detections, records, hits)]
-    worst, best = _extremes(tallies)
-    names = [category.name for category in dataset.categories]
-    page = string.Template(_TEMPLATE.read_text()).substitute(
-        title=f"AP {_number(metrics['AP'])} on {len(detections)} images",
-        images=len(detections), detections=sum(len(found["scores"]) for found in detections),
-        numbers=_numbers(metrics), classes=_classes(metrics, names, detections, records),
-        histogram=_histogram(detections, hits), threshold=drawing.THRESHOLD,
-        worst="".join(_figure(dataset.image(i), detections[i], records[i], tallies[i], names) for i in worst),
-        best="".join(_figure(dataset.image(i), detections[i], records[i], tallies[i], names) for i in best),
-        command=html.escape(command), config=html.escape(json.dumps(config.to_dict(), indent=1, default=str)))
-    pathlib.Path(path).write_text(page, encoding="utf-8")
+    found = matches.read(evaluation)
+    threshold = metrics["best_f1_score_threshold"]
+    start = threshold if threshold >= 0 else drawing.THRESHOLD
+    rows = image_rows.of(found, dataset, start)
+    data = dict(
+        numbers=[(name, metrics[name]) for name in coco.METRICS], training=run_logs.read(run), detects=True,
+        threshold=start, kinds=matches.KINDS, rows=rows, **analysis(evaluation, found, dataset.categories, start))
+    pages.write(path, "report.html", ("elements.js", "report.js", "gallery.js"), data,
+                title=f"AP {_number(metrics['AP'])} on {len(dataset)} images",
+                summary=f"{len(dataset)} images, {(~found.crowd).sum()} objects, {len(found.score)} detections.",
+                threshold=_advice(metrics), pictures=_pictures(rows, len(dataset)), command=command,
+                config=json.dumps(config.to_dict(), indent=1, default=str))
 
 
-def match(found: dict[str, np.ndarray], record: Record, iou: float = .5) -> Int8[np.ndarray, " N"]:
-    """Greedy matching of one image's detections, best first, to its objects of the same class.
-
-    Returns 1 where a detection takes an object at IoU >= `iou`, -1 where it lies on a crowd of its class (neither right
-    nor wrong), else 0.
-    """
-    result = np.zeros(len(found["scores"]), np.int8)
-    if not len(result) or not len(record.boxes):
-        return result
-    overlap = mask.iou(_xywh(found["boxes"]), _xywh(record.boxes), record.crowd.astype(np.uint8).tolist())
-    overlap = np.where(found["labels"][:, None] == record.labels[None], overlap, 0)
-    free = ~record.crowd
-    for i, row in enumerate(overlap):
-        best = int(np.argmax(np.where(free, row, -1)))
-        if free[best] and row[best] >= iou:
-            result[i], free[best] = 1, False
-        elif (row[record.crowd] >= iou).any():
-            result[i] = -1
-    return result
+def analysis(evaluation: COCOeval, found: matches.Matches, categories: Sequence[Category], threshold: float) -> dict:
+    """What the charts and tables show, as JSON; classes in the COCO API's order, by ascending id."""
+    ordered = sorted(categories, key=lambda category: category.id)
+    names, count = coco.class_names([category._asdict() for category in ordered]), len(ordered)
+    bins, error = curves.calibration(found)
+    return dict(
+        names=names, classes=[_class(evaluation, found, label, name) for label, name in enumerate(names)],
+        overall=_overall(evaluation, found), costs=[dataclasses.asdict(c) for c in errors.costs(found, count)],
+        confusion=errors.confusion(found, count, threshold).tolist(),
+        calibration=dict(bins=[dataclasses.asdict(b) for b in bins], error=error))
 
 
-def _xywh(boxes):
-    boxes = np.asarray(boxes, np.float64)
-    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+def _class(evaluation, found, label, name):
+    own = curves.of_class(found, label)
+    ap, small, medium, large = (coco.average_precision(evaluation, label, area) for area in coco.AREAS)
+    return dict(name=name, ap=ap, small=small, medium=medium, large=large, ap50=curves.average_precision(own),
+                objects=own.positives, detections=len(own.score),
+                precision=_rounded(curves.precision_at_recalls(own)), **_f1(own))
 
 
-def _tally(found, record, hit):
-    claimed = hit[found["scores"] >= drawing.THRESHOLD]
-    return Tally(int((~record.crowd).sum()), int((claimed == 1).sum()), int((claimed == 0).sum()))
+def _overall(evaluation, found):
+    """Precision is the mean over the classes that have objects, as AP50 is; F1 is of all detections together."""
+    precision = evaluation.eval["precision"][0, :, :, 0, -1]  # recall, class
+    present = precision[:, (precision > -1).all(0)]
+    mean = present.mean(1) if present.size else np.zeros(POINTS)
+    return dict(name="all classes", precision=_rounded(mean), **_f1(curves.of_class(found)))
 
 
-def _extremes(tallies):
-    """Rows of the worst and of the best images; among equals the one with more objects tells more."""
-    ranked = [(t.right / (t.objects + t.wrong), t.objects, i) for i, t in enumerate(tallies) if t.objects + t.wrong]
-    best = [i for share, _, i in sorted(ranked, key=lambda r: (-r[0], -r[1])) if share > 0][:SHOWN]
-    worst = [i for share, _, i in sorted(ranked, key=lambda r: (r[0], -r[1])) if share < 1 and i not in best]
-    return worst[:SHOWN], best
+def _f1(curve):
+    threshold, best = curves.best_threshold(curve)
+    return dict(threshold=threshold, best_f1=best, f1=_rounded(curves.f1_at(curve, np.linspace(0, 1, POINTS))))
 
 
-def _figure(image, found, record, tally, names):
-    boxes, labels, scores = (found[key][found["scores"] >= drawing.THRESHOLD] for key in ("boxes", "labels", "scores"))
-    panels = drawing.beside(("ground truth", drawing.draw(image, record.boxes, record.labels, None, names)),
-                            ("detections", drawing.draw(image, boxes, labels, scores, names)))
-    panels.thumbnail((1000, 1000))
-    caption = html.escape(f"{record.name}: {tally.right} of {tally.objects} found, {tally.wrong} false")
-    return f'<figure><img alt="" src="{_jpeg(panels)}"><figcaption>{caption}</figcaption></figure>\n'
-
-
-def _jpeg(image):
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=82)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+def _rounded(values):
+    return [round(value, 4) for value in values.tolist()]
 
 
 def _number(value):
-    return "&ndash;" if value < 0 else f"{value:.3f}"
+    return "–" if value < 0 else f"{value:.3f}"
 
 
-def _numbers(metrics):
-    rows = (coco.METRICS[:6], coco.METRICS[6:])
-    return "".join("<tr>" + "".join(f"<th>{name}</th>" for name in row) + "</tr><tr>"
-                   + "".join(f"<td>{_number(metrics[name])}</td>" for name in row) + "</tr>" for row in rows)
+def _advice(metrics):
+    threshold = metrics["best_f1_score_threshold"]
+    if threshold < 0:
+        return "No detection is right, or there is no ground truth: no score is better than another."
+    return (f"A score of {threshold:.3f} gives the greatest F1 over all classes, {metrics['best_f1']:.3f}: predict.py "
+            f"--score {threshold:.3f}. Each class has its own best score in the table below.")
 
 
-def _classes(metrics, names, detections, records):
-    count = lambda labels: np.bincount(np.concatenate([np.zeros(0, int), *labels]).astype(int), minlength=len(names))
-    objects = count(record.labels[~record.crowd] for record in records)
-    found = count(d["labels"] for d in detections)
-    return "".join(f'<tr><td>{html.escape(str(name))}</td><td data-value="{ap}">{_number(ap)}</td>'
-                   f"<td>{objects[i]}</td><td>{found[i]}</td></tr>\n"
-                   for i, (name, ap) in enumerate(metrics["per_class"].items()))
-
-
-def _histogram(detections, hits, bins=20, width=800, height=160):
-    """Inline SVG: for each score range all detections, and in front of them the hits."""
-    scores = np.concatenate([np.zeros(0), *(d["scores"] for d in detections)])
-    hit = np.concatenate([np.zeros(0), *hits]) == 1
-    every, right = (np.histogram(s, bins, (0, 1))[0] for s in (scores, scores[hit]))
-    top, step, parts = max(1, every.max()) ** .5, width / bins, []
-    for i in range(bins):
-        for count, name in ((every[i], "other"), (right[i], "hit")):
-            bar = count ** .5 / top * height
-            parts.append(f'<rect class="{name}" x="{i * step + 1:.0f}" y="{height + 15 - bar:.1f}" '
-                         f'width="{step - 2:.0f}" height="{bar:.1f}"/>')
-        parts.append(f'<text x="{i * step + 2:.0f}" y="{height + 12 - every[i] ** .5 / top * height:.1f}">'
-                     f'{every[i] or ""}</text><text x="{i * step:.0f}" y="{height + 30}">{i / bins:.2f}</text>')
-    return f'<svg viewBox="0 0 {width} {height + 36}" width="100%">{"".join(parts)}</svg>'
+def _pictures(rows, count):
+    """What of the images the page shows, and what it leaves out."""
+    pictured = sum("picture" in row for row in rows)
+    if pictured == count:
+        return f"All {count} images, worst first."
+    left = f", and {count - len(rows)} best ones are not listed" if len(rows) < count else ""
+    return (f"To keep this page small, the {pictured} images with the most errors have a picture, "
+            f"{len(rows) - pictured} are listed by their numbers only{left}.")

@@ -47,7 +47,7 @@ def compile_detect(detect: Callable, mesh: Mesh | None = None) -> Callable:
 
 
 def evaluate(detect_fn: Callable, dataset: Dataset, config: ConfigDict, output: str | os.PathLike | None = None,
-             mesh: Mesh | None = None) -> dict:
+             mesh: Mesh | None = None, run: str | os.PathLike | None = None, watch: Callable | None = None) -> dict:
     """Runs a detector over every image of a dataset and scores its detections.
 
     Args:
@@ -55,21 +55,23 @@ def evaluate(detect_fn: Callable, dataset: Dataset, config: ConfigDict, output: 
       config: `test` and `data` are read here.
       output: folder for metrics.json, detections.json, detections.png and report.html, written by process 0.
       mesh: what `detect_fn` spreads a batch over, `config.test.batch_size` images a device; None for one device.
+      run: the workdir of the training, whose curves report.html shows.
+      watch: called on process 0 with what `collect` returned.
     Returns:
-      The names of `coco.METRICS`, `per_class` and `images`, the same on all hosts.
+      What `coco.metrics` gives, the same on all hosts.
     Raises UserError: an image cannot be read, detections are not finite, or `output` cannot be written to.
     """
     folder = None if output is None else make_folder(output)
     detections = collect(detect_fn, dataset, config, 1 if mesh is None else mesh.local_mesh.size)
     metrics = None
     if jax.process_index() == 0:
-        ids = [category.id for category in dataset.categories]
-        results = [result for i, found in enumerate(detections)
-                   for result in coco.to_results(dataset.record(i).image_id, found, ids)]
-        metrics = coco.score(dataset.ground_truth(), results)
-        _check_count(metrics["images"], len(dataset))
+        results, evaluation, metrics = _score(detections, dataset)
         if folder is not None:
-            _write(folder, metrics, results, dataset, detections, config)
+            _write(folder, metrics, results, dataset, detections)
+            with writing_to_folder(folder):
+                report.write(folder / "report.html", metrics, evaluation, dataset, config, shlex.join(sys.argv), run)
+        if watch is not None:
+            watch(detections)
     return _broadcast(metrics)
 
 
@@ -155,6 +157,18 @@ def _check_count(count, total):
         raise RuntimeError(f"{count} of {total} images were evaluated: the numbers would not be comparable")
 
 
+def _score(detections, dataset):
+    """COCO results, their evaluation and its metrics."""
+    ids = [category.id for category in dataset.categories]
+    results = [result for i, found in enumerate(detections)
+               for result in coco.to_results(dataset.record(i).image_id, found, ids)]
+    truth = dataset.ground_truth()
+    evaluation = coco.evaluation(truth, results)
+    metrics = coco.metrics(evaluation, truth["categories"])
+    _check_count(metrics["images"], len(dataset))
+    return results, evaluation, metrics
+
+
 def _broadcast(metrics):
     """Process 0's metrics, on every host."""
     if jax.process_count() == 1:
@@ -165,12 +179,11 @@ def _broadcast(metrics):
     return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes())
 
 
-def _write(folder, metrics, results, dataset, detections, config):
+def _write(folder, metrics, results, dataset, detections):
     with writing_to_folder(folder):
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
         (folder / "detections.json").write_text(json.dumps(results))
         drawing.write_sheet(folder / "detections.png", dataset, detections)
-        report.write(folder / "report.html", metrics, dataset, detections, config, shlex.join(sys.argv))
 
 
 def _progress(total):
