@@ -92,7 +92,10 @@ def _test():
 def _data():
     coco = "data/coco"
     return dict(
-        source="coco",  # or 'tfds', 'demo'
+        source="coco",  # or 'yolo', 'voc', 'tfds', 'demo'
+        root="",  # one folder of COCO's, YOLO's or VOC's layout; the paths below win where they are set
+        val_split="val",  # of root: or 'test'
+        holdout=0.1,  # share of root's training images that validate where it has neither val nor test
         train=dict(annotations=f"{coco}/annotations/instances_train2017.json", images=f"{coco}/train2017"),
         val=dict(annotations=f"{coco}/annotations/instances_val2017.json", images=f"{coco}/val2017"),
         tfds=dict(name="coco/2017", dir=""),
@@ -145,7 +148,9 @@ _RULES = {
     "model.norm": _one_of("frozen_bn", "gn"),
     "model.frozen_stages": _one_of(0, 1, 2, 3, 4),
     "test.nms": _one_of("hard", "soft"),
-    "data.source": _one_of("coco", "tfds", "demo"),
+    "data.source": _one_of("coco", "yolo", "voc", "tfds", "demo"),
+    "data.val_split": _one_of("val", "test"),
+    "data.holdout": ((lambda v: 0 < v < 1), "above 0 and below 1"),
     "data.pad_to": _one_of("bucket", "exact"),
 }
 

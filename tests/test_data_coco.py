@@ -225,9 +225,9 @@ def test_missing_files(folder, tmp_path):
 def test_open_dataset_by_config(folder):
     ml_collections = pytest.importorskip("ml_collections")
     files = dict(annotations=str(folder / "annotations.json"), images=str(folder / "images"))
-    config = ml_collections.ConfigDict(dict(data=dict(source="coco", train=files, val=files)))
+    config = ml_collections.ConfigDict(dict(data=dict(source="coco", root="", train=files, val=files)))
     assert len(open_dataset(config, "train")) == 15
     assert len(open_dataset(config, "val")) == 20
-    config.data.source = "voc"
-    with pytest.raises(UserError, match="data.source is 'voc'.*coco, tfds, demo"):
+    config.data.source = "csv"
+    with pytest.raises(UserError, match="data.source is 'csv'.*coco, yolo, voc, tfds, demo"):
         open_dataset(config, "val")

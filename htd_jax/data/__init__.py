@@ -11,6 +11,8 @@ __all__ = ["Category", "Dataset", "Images", "Record", "SOURCES", "open_dataset"]
 # Called with (config, split). By name, so that a source's libraries are imported only where it is used.
 SOURCES = {
     "coco": "htd_jax.data.coco:CocoDataset.from_config",
+    "yolo": "htd_jax.data.layouts:open_root",
+    "voc": "htd_jax.data.layouts:open_root",
     "tfds": "htd_jax.data.tfds:TfdsDataset.from_config",
     "demo": "htd_jax.data.demo:DemoDataset",
 }
@@ -22,4 +24,5 @@ def open_dataset(config: ConfigDict, split: str) -> Dataset:
         raise ValueError(f"split is 'train' or 'val', not {split!r}")
     if config.data.source not in SOURCES:
         raise UserError(f"data.source is {config.data.source!r}; it must be one of {', '.join(SOURCES)}")
-    return pkgutil.resolve_name(SOURCES[config.data.source])(config, split)
+    by_layout = config.data.source == "coco" and config.data.root
+    return pkgutil.resolve_name(SOURCES["yolo" if by_layout else config.data.source])(config, split)

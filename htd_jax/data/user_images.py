@@ -133,7 +133,7 @@ def _name(item, i):
 
 def _size(item, name):
     if isinstance(item, pathlib.Path):
-        return _file_size(item)
+        return file_size(item)
     if isinstance(item, Image.Image):
         return Size(item.height, item.width)
     if not hasattr(item, "dtype"):
@@ -145,7 +145,7 @@ def _size(item, name):
     return Size(*map(int, item.shape[:2]))
 
 
-def _file_size(path):
+def file_size(path: pathlib.Path) -> Size:
     """From the header, as it is after the EXIF orientation; from the pixels where Pillow does not know the format."""
     return Size(*(images.header_size(path) or images.read(path).shape[:2]))
 

@@ -154,7 +154,7 @@ def open_data(config: ConfigDict) -> tuple[Dataset, Dataset | None]:
     Raises UserError where their categories differ or are more than the classes of the model.
     """
     dataset = data_lib.open_dataset(config, "train")
-    validates = config.data.source != "coco" or config.data.val.annotations
+    validates = config.data.source in ("tfds", "demo") or config.data.val.annotations
     validation = data_lib.open_dataset(config, "val") if validates else None
     if len(dataset) == 0:
         raise UserError("the training set has no image that can be trained on")
