@@ -20,7 +20,7 @@ from benchmarks.table import ROOT, Row
 from htd_jax import mesh as mesh_lib
 from htd_jax.models import detect, functional, losses
 from htd_jax.training import step as step_lib
-from htd_jax.training.optimizer import sgd
+from htd_jax.training.optimizer import build
 from htd_jax.training.schedule import learning_rate
 from htd_jax.training.state import init_state
 from tests.original import reference
@@ -85,7 +85,7 @@ def train_step(case, config):
     """(call, compile seconds, flops, batch) of the step that train.py runs."""
     config.batch_size = case.batch
     functions, schedule = functional.functions(config), learning_rate(config, 1000)
-    optimizer, mesh = sgd(config, schedule), mesh_lib.make_mesh(jax.devices()[:1])
+    optimizer, mesh = build(config, schedule), mesh_lib.make_mesh(jax.devices()[:1])
     params, frozen = models.parameters(case.name, config)
     truths = MANY if case.what == "train many" else TRUTHS
     batch = inputs.batch(case.batch, case.image, np.random.default_rng(0), truths, SLOTS, config.model.num_classes)

@@ -24,13 +24,15 @@ def default_config() -> ConfigDict:
         batch_size=16,  # images an update, over all devices
         total_steps=placeholder(int),  # length in updates; wins over total_epochs
         total_epochs=12,
-        milestones=(8, 11),  # epochs after which lr is divided by 10
+        optimizer="sgd",  # or 'adamw', which needs an lr of its own, about 1e-4
+        schedule="step",  # or 'cosine': after warm-up, half a cosine down to 0 at the end
+        milestones=(8, 11),  # of 'step': epochs after which lr is divided by 10
         lr=placeholder(float),  # exactly this; unset: base_lr * batch_size / base_batch
         base_lr=0.02,
         base_batch=16,
         warmup_steps=500,  # 0: none
         warmup_factor=0.001,  # share of lr at the first step
-        momentum=0.9,
+        momentum=0.9,  # of 'sgd'
         weight_decay=1e-4,
         clip_norm=0.0,  # largest norm of the gradient; 0: not clipped
         accumulate=1,  # equal micro-batches that one update averages
@@ -43,6 +45,7 @@ def default_config() -> ConfigDict:
         checkpoint_every=1000,  # steps
         keep_checkpoints=3,  # the last ones; the best by AP is kept beside them
         eval_every=0,  # steps; 0: at the end only
+        patience=0,  # evaluations without a better AP after which training ends; 0: it never does
         log_every=50,  # steps
         compilation_cache="~/.cache/htd_jax",  # folder of what has been compiled; '': none
         distributed=False,  # several processes, found through the launcher (docs/training.md)
@@ -131,7 +134,7 @@ _RULES = {
                      "train.proposals train.rpn_samples train.roi_samples model.groups model.base_width model.width "
                      "model.fpn_channels model.fc_channels model.ba_channels model.ba_out_channels model.ba_groups "
                      "model.num_classes").split(), _POSITIVE),
-    **dict.fromkeys("seed warmup_steps weight_decay clip_norm eval_every data.workers".split(), _AT_LEAST_0),
+    **dict.fromkeys("seed warmup_steps weight_decay clip_norm eval_every patience data.workers".split(), _AT_LEAST_0),
     **dict.fromkeys("momentum data.flip test.score test.nms_iou warmup_factor".split(), _SHARE),
     **dict.fromkeys(("lr", "base_lr"), _number(0, open_low=True)),
     **dict.fromkeys(("data.scale", "test.scale"), _SCALE),
@@ -141,6 +144,8 @@ _RULES = {
                         "a tuple of scales ((long, short), ...)"),
     "milestones": ((lambda v: all(isinstance(m, (int, float)) and m > 0 for m in v) and list(v) == sorted(v)),
                    "epochs in ascending order"),
+    "optimizer": _one_of("sgd", "adamw"),
+    "schedule": _one_of("step", "cosine"),
     "dtype": _one_of("float32", "bfloat16"),
     "sampling": _one_of("random", "first", "stride"),
     "model.roi_align": _one_of("auto", "portable", "products", "tpu", "gpu"),
@@ -176,7 +181,19 @@ def validate(config: ConfigDict) -> ConfigDict:
     for key, divisor in (("batch_size", "accumulate"), ("model.ba_channels", "model.ba_groups")):
         if given[key] % given[divisor]:
             raise UserError(f"config.{key} (={given[key]}) must be divisible by config.{divisor} (={given[divisor]})")
+    _check_combinations(given)
     return config
+
+
+def _check_combinations(given):
+    """Raises UserError where a key needs another one."""
+    if given["optimizer"] == "adamw" and given["lr"] is None:
+        raise UserError("config.optimizer is 'adamw', but base_lr is for SGD; set config.lr, for example 1e-4")
+    if given["patience"] and not given["eval_every"]:
+        raise UserError(f"config.patience (={given['patience']}) counts evaluations; set config.eval_every too")
+    if given["model.stride_in_1x1"] and given["model.depth"] < 50:
+        raise UserError(f"config.model.stride_in_1x1 needs blocks with 1x1 convolutions: depth 50 or 101, not "
+                        f"{given['model.depth']}")
 
 
 _defaults = functools.cache(default_config)  # only read

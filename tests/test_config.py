@@ -88,3 +88,14 @@ def test_json_round_trip_keeps_tuples_and_unset_keys():
 def test_json_that_does_not_fit(text, words):
     with pytest.raises(UserError, match=words):
         config_lib.from_json(text)
+
+
+@pytest.mark.parametrize("keys, message", [
+    ({"optimizer": "adamw"}, "optimizer is 'adamw', but base_lr is for SGD; set config.lr"),
+    ({"patience": 3}, "patience .=3. counts evaluations; set config.eval_every"),
+    ({"model.stride_in_1x1": True, "model.depth": 18}, "stride_in_1x1 needs .* depth 50 or 101, not 18")])
+def test_key_that_needs_another(keys, message):
+    config = config_lib.default_config()
+    config.update_from_flattened_dict(keys)
+    with pytest.raises(UserError, match=message):
+        config_lib.validate(config)

@@ -133,3 +133,18 @@ def test_workdir_that_cannot_be_made(data, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write to the workdir"):
         loop.train(tiny.config(data), tmp_path / "file" / "run")
+
+
+@pytest.mark.parametrize("scores, ends, best", [
+    ([.1, .3, .2, .3, .4], 4, 2), ([.3, .2, .1, .1], 3, 1), ([.1, .2, .3, .4, .5, .6], 6, 6)])
+def test_patience_ends_a_run_whose_ap_does_not_improve(data, tmp_path, monkeypatch, capsys, scores, ends, best):
+    """Two evaluations without a better one; an equal one is not better."""
+    queue = iter(scores)
+    monkeypatch.setattr(loop.runner, "evaluate", lambda *_: dict(AP=next(queue), AP50=0.0, images=12))
+    monkeypatch.setattr(loop.coco, "METRICS", ("AP",))
+    config = tiny.config(data, total_steps=6, eval_every=1, patience=2)
+    assert loop.train(config, tmp_path)["AP"] == scores[ends - 1]
+    assert [row["step"] for row in rows(tmp_path, "evaluations.jsonl")] == list(range(1, ends + 1))
+    assert best in steps(tmp_path)
+    assert (f"training ends after step {ends}; the best is checkpoints/{best}" in capsys.readouterr().err) == (ends < 6)
+    assert loop.train(config, tmp_path) is None and max(steps(tmp_path)) == ends

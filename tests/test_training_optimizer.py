@@ -52,7 +52,7 @@ def numpy_sgd(weights, gradients, rates, momentum=0.9, decay=1e-4):
 
 
 def run(c, weights, gradients, per_epoch):
-    sgd = optimizer.sgd(c, schedule.learning_rate(c, per_epoch))
+    sgd = optimizer.build(c, schedule.learning_rate(c, per_epoch))
     state = sgd.init(weights)
     for gradient in gradients:
         updates, state = sgd.update(gradient, state, weights)
@@ -80,3 +80,31 @@ def test_clipping():
     c = config(clip_norm=1.0, warmup_steps=0, lr=1.0, milestones=())
     np.testing.assert_allclose(run(c, weights, [{"w": jnp.array([3.0, 4.0])}], 1)["w"], [-0.6, -0.8], rtol=1e-6)
     np.testing.assert_allclose(run(c, weights, [{"w": jnp.array([0.3, 0.4])}], 1)["w"], [-0.3, -0.4], rtol=1e-6)
+
+
+def test_cosine_ends_at_zero_and_starts_after_the_warm_up():
+    rate = schedule.learning_rate(config(schedule="cosine", lr=0.1, total_steps=110, warmup_steps=10), 10)
+    assert float(rate(10)) == pytest.approx(0.1) and float(rate(5)) == pytest.approx(0.1 * 0.5005)
+    assert float(rate(60)) == pytest.approx(0.05) and float(rate(110)) == pytest.approx(0, abs=1e-8)
+    assert float(rate(85)) == pytest.approx(0.1 * (1 + np.cos(0.75 * np.pi)) / 2)
+    assert np.isfinite(float(schedule.learning_rate(config(schedule="cosine", total_steps=1), 10)(0)))
+
+
+def numpy_adamw(w, gradients, rates, decay):
+    m, v = np.zeros_like(w), np.zeros_like(w)
+    for i, (g, lr) in enumerate(zip(gradients, rates), start=1):
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        w = w - lr * (m / (1 - 0.9**i) / (np.sqrt(v / (1 - 0.999**i)) + 1e-8) + decay * w)
+    return w
+
+
+def test_adamw_is_the_recipe_and_decays_kernels_alone():
+    rng = np.random.default_rng(0)
+    normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
+    weights = {"kernel": normal(3, 2), "bias": normal(2)}
+    gradients = [{"kernel": normal(3, 2), "bias": normal(2)} for _ in range(6)]
+    c = config(optimizer="adamw", lr=0.01, warmup_steps=0, milestones=(), weight_decay=0.05)
+    got = run(c, weights, gradients, per_epoch=1)
+    for name, decay in (("kernel", 0.05), ("bias", 0.0)):
+        want = numpy_adamw(weights[name], [g[name] for g in gradients], [0.01] * 6, decay)
+        np.testing.assert_allclose(got[name], want, rtol=1e-5)

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from htd_jax import mesh as mesh_lib
 from htd_jax.data.padding import buckets
 from htd_jax.models import functional
-from htd_jax.training.optimizer import sgd
+from htd_jax.training.optimizer import build
 from htd_jax.training.schedule import learning_rate
 from htd_jax.training.state import init_state
 from htd_jax.training.step import make_step
@@ -21,7 +21,7 @@ def lower_train(config: ConfigDict, mesh: Mesh, shape: tuple[int, int]) -> jax.s
     """The training step that `train.py` runs, lowered for images of `shape` (h, w)."""
     functions = functional.functions(config)
     schedule = learning_rate(config, 1000)
-    optimizer = sgd(config, schedule)
+    optimizer = build(config, schedule)
     step = make_step(functions.loss, optimizer, schedule, mesh, config)
     state = jax.eval_shape(lambda: init_state(*functions.init(), optimizer, config.ema))
     return step.lower(state, batch_of(config.batch_size, shape, BOXES))

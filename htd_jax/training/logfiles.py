@@ -16,13 +16,13 @@ from htd_jax.errors import writing_to
 
 
 class Rows:
-    """A file of JSON objects, one a line, in the order of their `step`. Attribute `steps`: the steps that it has."""
+    """A file of JSON objects, one a line, in the order of their `step`. Attribute `rows`: by step."""
 
     def __init__(self, path: pathlib.Path, last: int, writes: bool = True):
         """Removes the rows of steps after `last`, which are about to come again. Without `writes` it only reads."""
         self._path, self._writes = path, writes
         kept = [row for row in _read(self._path) if row["step"] <= last]
-        self.steps = {row["step"] for row in kept}
+        self.rows = {row["step"]: row for row in kept}
         if writes:
             with writing_to(f"the log {self._path}"):
                 new = self._path.with_suffix(".new")
@@ -31,7 +31,7 @@ class Rows:
 
     def append(self, row: dict[str, float | int]) -> None:
         """Adds a row with its `step`; a number that is not finite becomes null, as JSON has no NaN."""
-        self.steps.add(row["step"])
+        self.rows[row["step"]] = row
         if self._writes:
             with writing_to(f"the log {self._path}"), self._path.open("a") as file:
                 file.write(_line(row))

@@ -50,7 +50,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict | None:
     steps_per_epoch = pipeline.steps_per_epoch(dataset, config)
     total = schedule_lib.total_steps(config, steps_per_epoch)
     schedule = schedule_lib.learning_rate(config, steps_per_epoch)
-    optimizer = optimizer_lib.sgd(config, schedule)
+    optimizer = optimizer_lib.build(config, schedule)
     step_fn = step_lib.make_step(functions.loss, optimizer, schedule, mesh, config)
 
     with contextlib.ExitStack() as stack:
@@ -88,8 +88,8 @@ def run(state: dict, start: int, total: int, config: ConfigDict, *, step_fn: Cal
 
     Args:
         state: after `start` updates; consumed.
-        total: updates after which to end.
-        config: uses eval_every, checkpoint_every.
+        total: updates after which to end, if `patience` does not end the run before.
+        config: uses eval_every, patience, checkpoint_every.
         step_fn: (state, batch) -> (state, logs).
         batches: (host batch, device batch) from step `start` on.
         evaluate: (step, state) -> metrics.
@@ -121,7 +121,12 @@ def run(state: dict, start: int, total: int, config: ConfigDict, *, step_fn: Cal
         if stopped:
             checkpoints.wait()
             logbook.say(f"stopped by SIGTERM after step {step}; the same command resumes there")
-        if stopped or step == total:
+        since, best = logbook.evaluations_since_best()
+        worn_out = 0 < config.patience <= since
+        if worn_out and step < total:
+            logbook.say(f"AP has not improved in {since} evaluations: training ends after step {step}; the best is "
+                        f"checkpoints/{best}")
+        if stopped or worn_out or step == total:
             return metrics
 
         checkpoints.check()

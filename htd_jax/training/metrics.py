@@ -73,7 +73,13 @@ class Logbook:
 
     def evaluated(self, step: int) -> bool:
         """Whether evaluations.jsonl has this step already."""
-        return step in self._evaluations.steps
+        return step in self._evaluations.rows
+
+    def evaluations_since_best(self) -> tuple[int, int]:
+        """How many evaluations came after the first one of the best AP, and the step of that one; (0, 0) before any."""
+        scores = {step: row.get("AP") or -1.0 for step, row in sorted(self._evaluations.rows.items())}
+        best = max(scores, key=scores.get, default=0)
+        return sum(step > best for step in scores), best
 
     def step(self, step: int, logs: dict[str, float], skipped: int = 0) -> None:
         """Takes the logs of a finished step; writes a row where one is due."""
