@@ -13,7 +13,7 @@ def floats(shape, low, high):
 
 @st.composite
 def boxes(draw, count, side=256, kinds=KINDS, reach=4000):
-    """float32 `[count, 4]` around an image of `side` pixels, each of one of the `kinds`; huge ones of `reach` pixels."""
+    """float32 `[count, 4]` around an image of `side` pixels, each of one of `kinds`; huge ones of `reach` pixels."""
     corner, extent = (draw(floats((count, 2), low, side)) for low in (-side / 8, 0))
     kind = np.array(draw(st.lists(st.sampled_from(kinds), min_size=count, max_size=count)))
     corner, extent = (np.where((kind == "integer")[:, None], np.round(x), x) for x in (corner, extent))

@@ -41,8 +41,8 @@ def decode(box, delta, stds, size):
     w, h = x2 - x1, y2 - y1
     x, y = (x1 + x2) / 2 + dx * w, (y1 + y2) / 2 + dy * h
     w, h = (side * math.exp(min(max(d, -MAX_LOG_RATIO), MAX_LOG_RATIO)) for side, d in ((w, dw), (h, dh)))
-    cut = lambda value, end: min(max(value, 0), end)
-    return np.array([cut(x - w / 2, size[1]), cut(y - h / 2, size[0]), cut(x + w / 2, size[1]), cut(y + h / 2, size[0])])
+    corners = (x - w / 2, size[1]), (y - h / 2, size[0]), (x + w / 2, size[1]), (y + h / 2, size[0])
+    return np.array([min(max(value, 0), end) for value, end in corners])
 
 
 # ---- suppression
@@ -104,7 +104,8 @@ def assign_anchors(anchors, eligible, truth, positive, negative, rescue):
 def chosen(candidates, wanted, rule):
     """`wanted` of a list of `candidates`, or all where they are fewer."""
     number = min(len(candidates), wanted)
-    return candidates[:number] if rule == "first" else [candidates[i * len(candidates) // number] for i in range(number)]
+    places = range(number) if rule == "first" else (i * len(candidates) // number for i in range(number))
+    return [candidates[place] for place in places]
 
 
 # ---- RoIAlign
@@ -117,13 +118,10 @@ def bin_weights(start, end, cells):
     weights, distance = np.zeros((BINS, cells)), np.inf
     size = float(end - start)  # rounded as float32 rounds it, if that is what was given
     count = max(math.ceil(size / BINS), 0)
-    for p in range(BINS):
-        for k in range(count):
-            at = float(start) + (p + (k + .5) / count) * size / BINS
-            distance = min(distance, abs(at + 1), abs(at - cells))
-            if not -1 <= at <= cells:
-                continue
-            at = min(max(at, 0), cells - 1)
+    for p in range(BINS if count else 0):
+        samples = float(start) + (p + (np.arange(count) + .5) / count) * size / BINS
+        distance = min(distance, np.abs(samples + 1).min(), np.abs(samples - cells).min())
+        for at in np.clip(samples[(samples >= -1) & (samples <= cells)], 0, cells - 1):
             low = min(int(at), max(cells - 2, 0))
             weights[p, low] += (1 - (at - low)) / count
             if at > low:

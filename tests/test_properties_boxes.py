@@ -84,7 +84,8 @@ def test_nms(threshold, rois, score, seed):
     score = np.where(rng.random(COUNT) < .2, -np.inf, score).astype(np.float32)
     for form in (nms_lib._at_once, nms_lib._in_parts):
         kept, valid = _nms(form, threshold)(rois, score, groups)
-        assert np.asarray(kept)[np.asarray(valid)].tolist() == plain.nms(rois, score, np.float32(threshold), KEPT, groups)
+        expected = plain.nms(rois, score, np.float32(threshold), KEPT, groups)
+        assert np.asarray(kept)[np.asarray(valid)].tolist() == expected
 
 
 @functools.cache
@@ -95,7 +96,7 @@ def _nms(form, threshold):
 @pytest.mark.parametrize("count", [1, 2, 5000])
 @pytest.mark.parametrize("threshold", [0.0, 0.5, 1.0])
 def test_nms_of_identical_boxes_and_of_many(count, threshold):
-    """All boxes are one of two, so one of each is kept, the first of its best; at IoU 1, which none exceeds, all are."""
+    """All boxes are one of two, so one of each is kept, the first of its best; none exceeds IoU 1, so all are."""
     rng = np.random.default_rng(count)
     which = np.arange(count) % 2
     rois = np.float32([(-10, -10, 5, 5), (20, -40, 60, 0)])[which]
