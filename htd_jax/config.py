@@ -106,6 +106,11 @@ def _data():
         short_range=placeholder(tuple),  # (lo, hi) of the short side: multi-scale training
         pad_to="bucket",  # or 'exact': next multiple of 32, as the reference
         flip=0.5,  # probability
+        augment=dict(  # off in the published recipes
+            scale=placeholder(tuple),  # (lo, hi) of a factor on `scale`, then a window of the padded shape
+            crop=0.0,  # probability of a crop that keeps all boxes
+            colour=0.0,  # strength of jitter, 0 to 1
+        ),
         workers=2,  # threads that decode
     )
 
@@ -135,11 +140,14 @@ _RULES = {
                      "model.fpn_channels model.fc_channels model.ba_channels model.ba_out_channels model.ba_groups "
                      "model.num_classes").split(), _POSITIVE),
     **dict.fromkeys("seed warmup_steps weight_decay clip_norm eval_every patience data.workers".split(), _AT_LEAST_0),
-    **dict.fromkeys("momentum data.flip test.score test.nms_iou warmup_factor".split(), _SHARE),
+    **dict.fromkeys(("momentum warmup_factor data.flip data.augment.crop data.augment.colour test.score "
+                     "test.nms_iou").split(), _SHARE),
     **dict.fromkeys(("lr", "base_lr"), _number(0, open_low=True)),
     **dict.fromkeys(("data.scale", "test.scale"), _SCALE),
     "ema": ((lambda v: 0 <= v < 1), "at least 0 and below 1"),
     "data.short_range": _RANGE,
+    "data.augment.scale": ((lambda v: len(v) == 2 and all(isinstance(f, (int, float)) for f in v) and 0 < v[0] <= v[1]),
+                           "two factors (lo, hi), 0 < lo <= hi"),
     "test.tta_scales": ((lambda v: len(v) > 0 and all(isinstance(s, tuple) and _SCALE[0](s) for s in v)),
                         "a tuple of scales ((long, short), ...)"),
     "milestones": ((lambda v: all(isinstance(m, (int, float)) and m > 0 for m in v) and list(v) == sorted(v)),
@@ -191,6 +199,8 @@ def _check_combinations(given):
         raise UserError("config.optimizer is 'adamw', but base_lr is for SGD; set config.lr, for example 1e-4")
     if given["patience"] and not given["eval_every"]:
         raise UserError(f"config.patience (={given['patience']}) counts evaluations; set config.eval_every too")
+    if given["data.augment.scale"] and given["data.short_range"]:
+        raise UserError("config.data.augment.scale and config.data.short_range both vary the size of images; set one")
     if given["model.stride_in_1x1"] and given["model.depth"] < 50:
         raise UserError(f"config.model.stride_in_1x1 needs blocks with 1x1 convolutions: depth 50 or 101, not "
                         f"{given['model.depth']}")

@@ -15,7 +15,8 @@ from htd_jax.errors import UserError
 
 
 def make_config(**data):
-    defaults = dict(scale=(192, 128), short_range=None, pad_to="bucket", flip=0.5, workers=0)
+    augment = dict(scale=None, crop=0.0, colour=0.0) | data.pop("augment", {})
+    defaults = dict(scale=(192, 128), short_range=None, pad_to="bucket", flip=0.5, workers=0, augment=augment)
     return ConfigDict(dict(seed=3, batch_size=4, data={**defaults, **data}, test=dict(scale=(192, 128))))
 
 

@@ -19,12 +19,12 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from htd_jax.data import images, padding, transforms
+from htd_jax.data import augment, images, padding, transforms
 from htd_jax.data.records import Images
 from htd_jax.errors import UserError
 
 ENDLESS = 2**40  # steps
-ORDER, DRAWS = 0, 1  # streams of random numbers
+ORDER, DRAWS, AUGMENTATION = 0, 1, 2  # streams of random numbers
 MOST_IN_A_ROW = 100  # unreadable images, after which it is not the images
 
 
@@ -99,6 +99,7 @@ class _TrainPlan:
         self._short_range = config.data.get("short_range")
         self._shapes = padding.buckets(config.data.scale, self._short_range)
         self._steps = steps_per_epoch(dataset, config)
+        self._augments = augment.is_on(self._data.augment)
         self._order = functools.lru_cache(maxsize=2)(self._epoch_order)
 
     def batch(self, step, rows):
@@ -110,10 +111,13 @@ class _TrainPlan:
         flips = rng.random(len(indices)) < self._data.flip
         sizes = [images.resized_shape(*self._sizes[i], scale) for i in indices]
         shape, padded = padding.padded_shape(sizes, self._data.pad_to, self._shapes), padding.exact_shape(sizes)
+        if self._augments:  # one shape for each orientation, whatever is drawn
+            shape = padded = padding.padded_shape(sizes, "bucket", self._shapes)
         batch = _empty_batch(rows.stop - rows.start, shape)
         batch["padded"][:] = padded
-        chosen = zip(indices[rows].tolist(), flips[rows].tolist())
-        filled = [self._fill(batch, k, index, flip, scale) for k, (index, flip) in enumerate(chosen)]
+        chosen = zip(range(rows.start, rows.stop), indices[rows].tolist(), flips[rows].tolist())
+        filled = [self._fill(batch, k, index, flip, scale, np.random.default_rng((self._seed, AUGMENTATION, step, row)))
+                  for k, (row, index, flip) in enumerate(chosen)]
         skipped = tuple(message for _, _, failed in filled for message in failed)
         return {**batch, **self._ground_truth(batch, filled), "skipped": skipped}
 
@@ -133,11 +137,15 @@ class _TrainPlan:
             batches.append(np.resize(rng.permutation(group), count).reshape(-1, self._batch_size))
         return rng.permutation(np.concatenate(batches))
 
-    def _fill(self, batch, k, index, flip, scale):
+    def _fill(self, batch, k, index, flip, scale, rng):
         """Writes row k of a batch; returns its record, whether flipped, and messages of what could not be read."""
         index, image, failed = self._first_readable(index)
         record = self._dataset.record(index)
-        _put(batch, k, index, record, image, self._fitting_size(index, scale, batch["padded"][k]), flip)
+        size = self._fitting_size(index, scale, batch["padded"][k])
+        if self._augments:
+            image, record = augment.augment(image, record, self._data.augment, scale, batch["image"].shape[1:3], rng)
+            size = image.shape[:2]
+        _put(batch, k, index, record, image, size, flip)
         return record, flip, failed
 
     def _first_readable(self, index):
