@@ -8,21 +8,12 @@ import pathlib
 import re
 from typing import NamedTuple
 
-import msgspec
-
-from htd_jax.data.coco import CocoDataset, decode_json
+from htd_jax.data import coco_json
+from htd_jax.data.coco import CocoDataset
 from htd_jax.errors import UserError
 
 _SPLITS = {"train": r"train", "val": r"val(id(ation)?)?", "test": r"test(?!-?dev)"}  # split -> how names call it
 _INSTANCES = "instances_"  # COCO's own prefix of detection files, beside captions_ and person_keypoints_
-
-
-class _Image(msgspec.Struct):
-    file_name: str
-
-
-class _Heading(msgspec.Struct):
-    images: list[_Image]
 
 
 class Place(NamedTuple):
@@ -54,7 +45,7 @@ class CocoFolder:
 
     def _images(self, path, split):
         """The folder that has the first image which an annotation file lists."""
-        listed = decode_json(path, _Heading).images
+        listed = coco_json.read(path).images
         names = [name for folder in (self.root / "images", self.root)
                  for name in (folder / split, *folder.glob(f"{split}*/"), folder)]
         tried = [path.parent, *names, self.root / "valid", self.root / "JPEGImages"]
