@@ -9,7 +9,8 @@ import pytest
 from drawn import boxes, floats, scores, seeds, whole_boxes
 from hypothesis import assume, given, strategies as st
 
-from htd_jax.ops import boxes as box_ops, matching, nms as nms_lib, sampling
+from htd_jax.ops import boxes as box_ops, matching, sampling
+from htd_jax.ops.nms import _at_once, _in_parts, multiclass_nms, nms
 from htd_jax.ops.soft_nms import soft_nms
 
 COUNT, KEPT = 40, 12
@@ -82,7 +83,7 @@ def test_nms(threshold, rois, score, seed):
     rng = np.random.default_rng(seed)
     groups = rng.integers(0, 1 + seed % 3, COUNT).astype(np.int32)
     score = np.where(rng.random(COUNT) < .2, -np.inf, score).astype(np.float32)
-    for form in (nms_lib._at_once, nms_lib._in_parts):
+    for form in (_at_once, _in_parts):
         kept, valid = _nms(form, threshold)(rois, score, groups)
         expected = plain.nms(rois, score, np.float32(threshold), KEPT, groups)
         assert np.asarray(kept)[np.asarray(valid)].tolist() == expected
@@ -101,7 +102,7 @@ def test_nms_of_identical_boxes_and_of_many(count, threshold):
     which = np.arange(count) % 2
     rois = np.float32([(-10, -10, 5, 5), (20, -40, 60, 0)])[which]
     score = np.float32(rng.integers(0, 50, count) / 50)
-    kept, valid = nms_lib.nms(jnp.asarray(rois), jnp.asarray(score), threshold, min(count, 100))
+    kept, valid = nms(jnp.asarray(rois), jnp.asarray(score), threshold, min(count, 100))
     kept = np.asarray(kept)[np.asarray(valid)].tolist()
     best_first = sorted(range(count), key=lambda i: -score[i])
     first = [next(i for i in best_first if which[i] == k) for k in range(min(count, 2))]
@@ -109,12 +110,12 @@ def test_nms_of_identical_boxes_and_of_many(count, threshold):
 
 
 def test_nms_of_nothing():
-    kept, valid = nms_lib.nms(jnp.zeros((0, 4)), jnp.zeros(0), 0.5, 10)
+    kept, valid = nms(jnp.zeros((0, 4)), jnp.zeros(0), 0.5, 10)
     assert not valid.any() and kept.shape == (10,)
 
 
 def test_multiclass_nms_of_nothing():
-    for select in (nms_lib.multiclass_nms, soft_nms):
+    for select in (multiclass_nms, soft_nms):
         found = select(jnp.zeros((0, 4)), jnp.zeros((0, 3)), 0.5, 0.05, 10)
         assert not found.valid.any() and found.boxes.shape == (10, 4)
 
@@ -122,7 +123,7 @@ def test_multiclass_nms_of_nothing():
 @pytest.mark.parametrize("scores_of", [np.nan, np.inf])
 def test_nms_ends_whatever_the_scores(scores_of):
     rois = jnp.asarray(np.random.default_rng(0).uniform(0, 90, (COUNT, 4)), jnp.float32)
-    for form in (nms_lib._at_once, nms_lib._in_parts):
+    for form in (_at_once, _in_parts):
         kept, valid = _nms(form, 0.5)(rois, jnp.full(COUNT, scores_of, jnp.float32), jnp.zeros(COUNT, jnp.int32))
         assert kept.shape == valid.shape == (KEPT,)
 
@@ -139,7 +140,7 @@ def test_multiclass_nms(threshold, rois, score):
 
 @functools.cache
 def _multiclass(threshold):
-    return jax.jit(functools.partial(nms_lib.multiclass_nms, iou_threshold=threshold, min_score=.05, max_kept=KEPT))
+    return jax.jit(functools.partial(multiclass_nms, iou_threshold=threshold, min_score=.05, max_kept=KEPT))
 
 
 @THRESHOLDS
