@@ -2,7 +2,9 @@
 
 Examples:
   python -m htd_jax.doctor
-  python -m htd_jax.doctor --config configs/htd_r50.py --config.data.val.images=/data/coco/val2017
+  python -m htd_jax.doctor --config configs/htd_r50.py --config.data.val.images=/data/coco/val2017 --report data.html
+
+With --config every annotation and the header of every image are looked at; --report draws samples with their boxes.
 
 The exit status is 1 where a line says fail.
 """
@@ -23,7 +25,7 @@ from ml_collections import ConfigDict
 from packaging.requirements import InvalidRequirement, Requirement
 
 from htd_jax import cli
-from htd_jax.errors import UserError, one_line
+from htd_jax.errors import UserError, one_line, writing_to
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 Results = Iterator[tuple[str, str, str]]  # state, what was checked, remark
@@ -43,14 +45,18 @@ _HOST_GIB, _DEVICE_GIB = 8, 8  # of memory, below which HTD-R50 at full size is 
 def main(arguments: list[str]) -> None:
     """The command line: prints the lines; ends with 1 where one says fail."""
     cli.check(arguments)
-    results = list(check(flags.FLAGS.config))
+    results = list(check(flags.FLAGS.config, report=flags.FLAGS.report))
     sys.exit(any(state == FAIL for state, _, _ in results))
 
 
-def check(config: ConfigDict | None = None, show: Callable[[str], object] = print) -> Results:
-    """Yields the result of every check, in order, and shows it as a line. The data of `config` are looked at too."""
+def check(config: ConfigDict | None = None, show: Callable[[str], object] = print,
+          report: str | os.PathLike | None = None) -> Results:
+    """Yields the result of every check, in order, and shows it as a line. The data of `config` are looked at too.
+
+    `report`: where to write a page of samples of the data, None for nowhere.
+    """
     checks = [python(), requirements(), optional(), devices(), forms(), memory()]
-    checks += [data(config, "train"), data(config, "val"), start(config)] if config else []
+    checks += [data(config, "train"), data(config, "val"), inspect(config, report), start(config)] if config else []
     for state, what, remark in itertools.chain(*checks):
         show(f"{state:<5} {what:<24} {remark}")
         yield state, what, remark
@@ -202,6 +208,20 @@ def data(config: ConfigDict, split: str) -> Results:
                                           "leave it unset to take theirs")
 
 
+def inspect(config: ConfigDict, report: str | os.PathLike | None = None) -> Results:
+    """Every annotation and every image file of both splits."""
+    from htd_jax.data import inspection
+    from htd_jax.ops import anchors
+    inspected = inspection.inspect(config, [anchors.SCALE * stride for stride in anchors.STRIDES])
+    for split, each in inspected.items():
+        yield from ((state, f"inspection, {split}", remark) for state, remark, _ in each.findings)
+    if report:
+        from htd_jax.evaluation import data_page
+        with writing_to(f"the page {report}"):
+            data_page.write(report, inspected)
+        yield OK, "page of samples", os.fspath(report)
+
+
 def start(config: ConfigDict) -> Results:
     """That the weights to start from are there, without reading or downloading them."""
     source = config.init_from
@@ -219,6 +239,7 @@ def start(config: ConfigDict) -> Results:
 def command() -> None:
     """The program `python -m htd_jax.doctor` or htd-doctor."""
     cli.define_config()
+    flags.DEFINE_string("report", None, "File for a page of samples of the data with their boxes; needs --config.")
     cli.run(main, __doc__, config_required=False)
 
 

@@ -51,16 +51,22 @@ def open_root(config: ConfigDict, split: str) -> Dataset:
         return CocoDataset.from_config(config, split)
     if not data.root:
         raise UserError(f"data.source is {data.source!r}, but data.root is not set; set it to the folder")
-    folder = find(data.root, (data.source,) if data.source != "coco" else tuple(_KINDS))
-    validation = _validation_split(folder, data)
-    holds_out = validation is None and not is_set(data.val)
-    name = "train" if training or holds_out else validation
+    folder, name, holds_out = place(config, split)
     if name not in folder.splits:
         raise UserError(f"{data.root} has no images for training, only {', '.join(folder.splits)}; call them train")
     log.info("%s: %s: %s%s", data.root, split, folder.splits[name],
              f", {'less' * training} {data.holdout:.0%} of its images, held out for validation" * holds_out)
     dataset = folder.open(name, training)
     return _part(dataset, folder.open(name), config, training) if holds_out else dataset
+
+
+def place(config: ConfigDict, split: str) -> tuple[Folder, str, bool]:
+    """The folder `config.data.root`, what it calls `split`, and whether validation is held out of training."""
+    data = config.data
+    folder = find(data.root, (data.source,) if data.source != "coco" else tuple(_KINDS))
+    validation = _validation_split(folder, data)
+    holds_out = validation is None and not is_set(data.val)
+    return folder, "train" if split == "train" or holds_out else validation, holds_out
 
 
 def _validation_split(folder, data):
