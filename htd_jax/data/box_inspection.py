@@ -81,7 +81,7 @@ def classes(content: Content) -> Iterator[Finding]:
         yield Finding(OK, f"{bare} of {len(content.names)} images have no box; training leaves them out")
 
 
-def against_anchors(content: Content, scale: tuple[int, int], anchors: Sequence[float]) -> Iterator[Finding]:
+def against_anchors(content: Content, scale: tuple[int, int], anchors: Sequence[int]) -> Iterator[Finding]:
     """Sizes of boxes (the root of their area) once images are resized to `scale`, beside the sides of the anchors."""
     kept = _sound(content) & (content.boxes[:, 2:] > 0).all(1) & ~content.crowd
     if not kept.any():

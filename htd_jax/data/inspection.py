@@ -19,7 +19,7 @@ class Inspected(NamedTuple):
     findings: list[Finding]
 
 
-def inspect(config: ConfigDict, anchors: Sequence[float]) -> dict[str, Inspected]:
+def inspect(config: ConfigDict, anchors: Sequence[int]) -> dict[str, Inspected]:
     """{split: findings} of the splits that can be read at all; `anchors` are the sides of the anchors in pixels."""
     found = {}
     for split in ("train", "val"):
