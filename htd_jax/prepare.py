@@ -1,10 +1,15 @@
-"""COCO on disk -> a TFDS ArrayRecord set compatible with `coco/2017`, without TensorFlow. Resumable: start it again.
+"""Prepares data: your own folder -> COCO JSON with splits, or a TFDS set; COCO on disk -> TFDS, without TensorFlow.
 
-Example:
+Examples:
+  python -m htd_jax.prepare --root mine --json mine_coco
+  python -m htd_jax.prepare --root mine --tfds ~/tensorflow_datasets --name mine
   python -m htd_jax.prepare --coco data/coco --tfds ~/tensorflow_datasets
 
-reads data/coco/annotations/instances_{train,val}2017.json and image_info_test{,-dev}2017.json beside the folders
-{train,val,test}2017, whichever are there, and writes coco/2017/1.1.0 under the TFDS data dir.
+--root is a folder in COCO's, YOLO's or VOC's layout. Where it has training images alone, the shares --val and --test of
+them are split off, by their names and --seed. --json writes annotations/instances_SPLIT.json, and links images.
+--coco reads data/coco/annotations/instances_{train,val}2017.json and image_info_test{,-dev}2017.json beside the folders
+{train,val,test}2017, whichever are there, and writes coco/2017/1.1.0, as the stock builder does.
+Sets are ArrayRecord. An interrupted run goes on when it is started again.
 """
 import argparse
 import hashlib
@@ -12,7 +17,9 @@ import io
 import json
 import os
 import pathlib
+import re
 import sys
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -21,7 +28,7 @@ from tensorflow_datasets.core import dataset_info, example_serializer, file_adap
 from tqdm import tqdm
 
 from htd_jax import cli
-from htd_jax.data import coco, coco_json, images
+from htd_jax.data import coco, coco_json, coco_writer, images
 from htd_jax.data.tfds import TfdsDataset
 from htd_jax.errors import UserError
 
@@ -32,8 +39,43 @@ SPLITS = {
     "test": ("image_info_test2017.json", "test2017"),
     "test_dev": ("image_info_test-dev2017.json", "test2017"),
 }
-VERSION = "1.1.0"  # of the stock builder whose features these are
+TFDS_SPLITS = {"train": "train", "val": "validation", "test": "test"}  # ours -> TFDS's
 SHARD_BYTES = 256 * 2**20
+
+
+class Identity(NamedTuple):
+    """What a set is called; its directory is NAME[/CONFIG]/VERSION."""
+
+    name: str
+    config: str | None
+    version: str
+
+    @property
+    def path(self) -> str:
+        return "/".join(part for part in self if part)
+
+
+STOCK = Identity("coco", "2017", "1.1.0")  # of the stock builder whose features these are
+
+
+def prepare_root(root: str | os.PathLike, data_dir: str | os.PathLike, name: str = "", val: float = 0.1,
+                 test: float = 0.0, seed: int = 0) -> pathlib.Path:
+    """Writes a folder of any layout as a set called `name` (the folder's own by default); returns its directory.
+
+    `val`, `test`, `seed`: as for `coco_writer.write_coco`. Its COCO files stay in the directory, in `coco`.
+    """
+    identity = Identity(name or _name_of(root), None, "1.0.0")
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", identity.name):
+        raise UserError(f"--name is {identity.name!r}; a set's name has small letters, digits and _")
+    directory = pathlib.Path(data_dir).expanduser() / identity.path
+    places = coco_writer.write_coco(root, directory / "coco", dict(val=val, test=test), seed)
+    found = {TFDS_SPLITS[split]: place for split, place in places.items()}
+    return _write_set(directory, identity, found, SHARD_BYTES)
+
+
+def _name_of(root):
+    name = re.sub(r"[^a-z0-9]+", "_", pathlib.Path(root).expanduser().resolve().stem.lower()).strip("_")
+    return name if name[:1].isalpha() else f"set_{name}"
 
 
 def prepare(source: str | os.PathLike, data_dir: str | os.PathLike, shard_bytes: int = SHARD_BYTES) -> pathlib.Path:
@@ -44,11 +86,16 @@ def prepare(source: str | os.PathLike, data_dir: str | os.PathLike, shard_bytes:
       shard_bytes: size of image files that share a shard.
     Raises UserError: bad annotations or images, or the directory holds a set of other annotations.
     """
-    source, directory = pathlib.Path(source), pathlib.Path(data_dir).expanduser() / "coco" / "2017" / VERSION
+    source, directory = pathlib.Path(source), pathlib.Path(data_dir).expanduser() / STOCK.path
     found = {split: (source / "annotations" / file, source / folder)
              for split, (file, folder) in SPLITS.items() if (source / "annotations" / file).exists()}
     if not found:
         raise UserError(f"{source / 'annotations'} has none of {', '.join(file for file, _ in SPLITS.values())}")
+    return _write_set(directory, STOCK, found, shard_bytes)
+
+
+def _write_set(directory, identity, found, shard_bytes):
+    """Writes the splits {name: (annotation file, image folder)}."""
     directory.mkdir(parents=True, exist_ok=True)
     infos, categories = [], None
     for split, (annotations, folder) in found.items():
@@ -56,14 +103,14 @@ def prepare(source: str | os.PathLike, data_dir: str | os.PathLike, shard_bytes:
         if categories not in (None, data.categories):
             raise UserError(f"annotation file {annotations} has other categories than the one before it")
         categories = data.categories
-        infos.append(_write_split(directory, split, annotations, folder, categories, shard_bytes))
-    _write_metadata(directory, infos, categories)
+        infos.append(_write_split(directory, identity.name, split, annotations, folder, categories, shard_bytes))
+    _write_metadata(directory, identity, infos, categories)
     for split in found:
         TfdsDataset(directory, split)  # reads every record once and leaves the index
     return directory
 
 
-def _write_split(directory, split, annotations, folder, categories, shard_bytes):
+def _write_split(directory, name, split, annotations, folder, categories, shard_bytes):
     """Writes the missing shards of a split; returns its SplitInfo."""
     file = coco_json.read(annotations)
     by_image = {}
@@ -73,7 +120,7 @@ def _write_split(directory, split, annotations, folder, categories, shard_bytes)
     lengths = [len(shard) for shard in shards]
     _check_same_source(directory / f"prepare-{split}.json", annotations, lengths)
     template = naming.ShardedFileTemplate(
-        data_dir=directory, dataset_name="coco", split=split, filetype_suffix="array_record")
+        data_dir=directory, dataset_name=name, split=split, filetype_suffix="array_record")
     label_of = {category.id: label for label, category in enumerate(categories)}
     features = _features(categories)
     serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
@@ -171,12 +218,13 @@ def _features(categories):
     })
 
 
-def _write_metadata(directory, infos, categories):
-    identity = dataset_info.DatasetIdentity(
-        name="coco", config_name="2017", version=VERSION, data_dir=os.fspath(directory), module_name="")
+def _write_metadata(directory, identity, infos, categories):
+    builder = dataset_info.DatasetIdentity(
+        name=identity.name, config_name=identity.config, version=identity.version,
+        data_dir=os.fspath(directory), module_name="")
     info = dataset_info.DatasetInfo(
-        builder=identity, features=_features(categories), homepage="https://cocodataset.org",
-        description="COCO 2017 detection, from the official files.",
+        builder=builder, features=_features(categories), homepage="https://cocodataset.org",
+        description=f"Detection: {identity.path}.",
         metadata=tfds.core.MetadataDict(categories=[category._asdict() for category in categories]),
     )
     info.set_file_format(tfds.core.FileFormat.ARRAY_RECORD)
@@ -184,15 +232,41 @@ def _write_metadata(directory, infos, categories):
     info.write_to_directory(directory)
 
 
+def _run(given):
+    """Does what the arguments say; each result is a line."""
+    if not (given.tfds or given.json) or (given.coco and given.json):
+        raise UserError("say what to write: --tfds DIR, or with --root also --json DIR")
+    if not (0 <= given.val < 1 and 0 <= given.test < 1 and given.val + given.test < 1):
+        raise UserError(f"--val (={given.val}) and --test (={given.test}) are shares of all images, together below 1")
+    if given.coco:
+        print(f"prepared {prepare(given.coco, given.tfds)}")
+        return
+    if given.json:
+        places = coco_writer.write_coco(given.root, given.json, dict(val=given.val, test=given.test), given.seed)
+        files = ", ".join(str(path) for path, _ in places.values())
+        print(f"wrote {files}; train with --config.data.root={given.json}")
+    if given.tfds:
+        directory = prepare_root(given.root, given.tfds, given.name, given.val, given.test, given.seed)
+        print(f"prepared {directory}; train with --config.data.source=tfds "
+              f"--config.data.tfds.name={directory.parent.name} --config.data.tfds.dir={given.tfds}")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The command; bad input is one line on stderr and status 2."""
     parser = argparse.ArgumentParser(
         "python -m htd_jax.prepare", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--coco", required=True, help="folder with annotations/, train2017/, val2017/, test2017/")
-    parser.add_argument("--tfds", required=True, help="TFDS data dir, to write coco/2017 into")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--root", help="folder in COCO's, YOLO's or VOC's layout")
+    source.add_argument("--coco", help="folder with annotations/, train2017/, val2017/, test2017/")
+    parser.add_argument("--json", help="with --root: folder to write COCO JSON into")
+    parser.add_argument("--tfds", help="TFDS data dir, to write the set into")
+    parser.add_argument("--name", default="", help="with --root: of the set; the folder's by default")
+    parser.add_argument("--val", type=float, default=0.1, help="share of the images, where there are no splits")
+    parser.add_argument("--test", type=float, default=0.0, help="the same")
+    parser.add_argument("--seed", type=int, default=0, help="of the shares")
     given = parser.parse_args(arguments)
     try:
-        print(f"prepared {prepare(given.coco, given.tfds)}")
+        _run(given)
     except UserError as error:
         sys.exit(cli.fail(error))
 

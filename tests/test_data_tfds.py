@@ -199,7 +199,8 @@ def make_config(prepared, coco, annotations="instances_val2017.json"):
     return ConfigDict(dict(
         seed=0, batch_size=2,
         data=dict(source="tfds", tfds=dict(name=name, dir=str(prepared.parents[2])), workers=2, pad_to="bucket",
-                  flip=0.5, scale=(192, 128), val=dict(annotations=str(coco / "annotations" / annotations))),
+                  flip=0.5, scale=(192, 128), augment=dict(scale=None, crop=0.0, colour=0.0),
+                  val=dict(annotations=str(coco / "annotations" / annotations))),
         test=dict(scale=(192, 128)),
     ))
 

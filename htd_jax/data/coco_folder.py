@@ -8,7 +8,7 @@ import pathlib
 import re
 from typing import NamedTuple
 
-from htd_jax.data import coco_json
+from htd_jax.data import coco_json, file_names
 from htd_jax.data.coco import CocoDataset
 from htd_jax.errors import UserError
 
@@ -49,7 +49,8 @@ class CocoFolder:
         names = [name for folder in (self.root / "images", self.root)
                  for name in (folder / split, *folder.glob(f"{split}*/"), folder)]
         tried = [path.parent, *names, self.root / "valid", self.root / "JPEGImages"]
-        found = [folder for folder in tried if listed and (folder / listed[0].file_name).is_file()]
+        exact = [folder for folder in tried if listed and (folder / listed[0].file_name).is_file()]
+        found = exact or [folder for folder in tried if listed and _has(folder, listed[0].file_name, path)]
         if listed and not found:
             where = ", ".join(dict.fromkeys(str(folder) for folder in tried if folder.is_dir()))
             raise UserError(f"annotation file {path} lists {listed[0].file_name}, which is in none of {where}; set "
@@ -74,6 +75,14 @@ def _is_of(path, pattern):
     matches = lambda text, pattern: re.search(rf"(?<![a-z]){pattern}(?![a-z])", text.lower())
     named = any(matches(path.stem, other) for other in _SPLITS.values())
     return bool(matches(path.stem if named else str(path.parent), pattern))
+
+
+def _has(folder, name, annotations):
+    """Whether the folder has an image, perhaps in another spelling."""
+    try:
+        return bool(file_names.locate([name], folder, annotations))
+    except UserError:
+        return False
 
 
 def _one(paths, split):
