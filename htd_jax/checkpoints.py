@@ -6,7 +6,6 @@ tree of shapes with shardings, so that any number of devices reads what any othe
 import itertools
 import json
 import logging
-import operator
 import os
 import pathlib
 from collections.abc import Iterable
@@ -20,7 +19,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as policies
 
-from htd_jax import config as config_lib
+from htd_jax import checkpoint_files as files, config as config_lib
 from htd_jax.errors import UserError, one_line
 
 log = logging.getLogger(__name__)
@@ -40,13 +39,14 @@ class Checkpoints:
         """keep: how many of the last checkpoints stay, beside the best by AP."""
         self._workdir = pathlib.Path(workdir).resolve()
         self._folder = self._workdir / "checkpoints"
-        ap = operator.itemgetter("AP")
-        best = policies.BestN(get_metric_fn=ap, n=1, keep_checkpoints_without_metrics=False)
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
-            best_fn=ap, cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager(self._folder, options=options, item_names=("state",),
-                                              item_handlers={"state": ocp.StandardCheckpointHandler()})
+        kept = policies.AnyPreservationPolicy([policies.LatestN(keep), files.BestByAP(self._folder)])
+        options = ocp.CheckpointManagerOptions(preservation_policy=kept, cleanup_tmp_directories=True)
+        handlers = {"state": ocp.StandardCheckpointHandler(), "about": ocp.JsonCheckpointHandler()}
+        try:
+            self._manager = ocp.CheckpointManager(
+                self._folder, options=options, item_names=tuple(handlers), item_handlers=handlers)
+        except OSError as error:
+            raise UserError(f"the checkpoints in {self._folder} cannot be used: {error.strerror}") from error
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -60,18 +60,28 @@ class Checkpoints:
         finally:
             self._manager.close()
 
-    def save(self, step: int, state: dict, average_precision: float | None = None) -> None:
+    def save(self, step: int, state: dict, about: dict | None = None) -> None:
         """Begins to write `state`; returns once it is copied, so that the step may consume it. Skips an existing step.
 
+        `about` is JSON that travels with it (`checkpoint_files`).
         Raises UserError where the disk is full or cannot be written to: also for the checkpoint before, if that was
         still being written.
         """
         if step in self._manager.all_steps():
             return
-        metrics = None if average_precision is None else {"AP": float(average_precision)}
         tree = dict(state, checksums=_checksums(state))
-        args = ocp.args.Composite(state=ocp.args.StandardSave(tree))
-        self._guarded(self._manager.save, step, args=args, metrics=metrics)
+        items = dict(state=ocp.args.StandardSave(tree)) | (dict(about=ocp.args.JsonSave(about)) if about else {})
+        self._guarded(self._manager.save, step, args=ocp.args.Composite(**items))
+
+    def score(self, step: int, average_precision: float) -> None:
+        """Adds the AP of a saved step, once that is on disk: the best one stays."""
+        self.wait()
+        if jax.process_index() == 0:
+            self._guarded(files.write_score, self._folder / str(step), average_precision)
+
+    def about(self, step: int) -> dict:
+        """What was saved with a step; empty for one of an earlier version, or where there is none."""
+        return files.about(self._folder / str(step))
 
     def check(self) -> None:
         """Raises as `save` does if what is being written in the background has failed; costs nothing."""
@@ -85,8 +95,8 @@ class Checkpoints:
         """Returns (step, state) of the newest checkpoint that can be read, or None where there is none.
 
         `abstract` is the state as jax.ShapeDtypeStructs with shardings. A damaged checkpoint is named, moved aside to
-        `damaged-STEP`, and the one before is used. Raises UserError where a checkpoint is of another model, or all are
-        damaged.
+        `damaged-STEP`, and the one before is used. Raises UserError where a checkpoint is of another model, all are
+        damaged, or one cannot be read for another reason: then nothing is touched.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
@@ -95,7 +105,7 @@ class Checkpoints:
             except UserError:
                 raise
             except Exception as error:  # Orbax and TensorStore raise many kinds
-                self._set_aside(step, steps, error)
+                self._set_aside(step, steps, files.damage(self._folder / str(step), error))
             else:
                 return step, state
         return None
@@ -111,11 +121,10 @@ class Checkpoints:
         tree = self._manager.restore(step, args=ocp.args.Composite(state=args)).state
         return _rename(_verified(tree), renamed)
 
-    def _set_aside(self, step, steps, error):
-        reason = one_line(error)
+    def _set_aside(self, step, steps, reason):
         if step == steps[-1]:
-            raise UserError(f"no checkpoint in {self._folder} can be read ({len(steps)} tried); step {step}: {reason} "
-                            "Remove the folder to start from the beginning") from error
+            raise UserError(f"no checkpoint in {self._folder} is whole ({len(steps)} tried); step {step}: {reason}. "
+                            "Remove the folder to start from the beginning")
         aside = _unused(self._workdir / f"damaged-{step}")
         log.warning("checkpoint %s is damaged and was moved to %s; the one before is used. %s",
                     self._folder / str(step), aside, reason)
@@ -144,7 +153,7 @@ def restore_params(path: str | os.PathLike) -> dict:
         Nested dict of numpy arrays by NNX path: all parameters, trained or frozen, and statistics.
     Raises UserError where there is no checkpoint or it is damaged.
     """
-    folder = _step_folder(path)
+    folder = files.step_folder(path)
     try:
         stored = _stored(folder / "state")
         wanted = {key: stored[key] for key in ("ema" if "ema" in stored else "params", "frozen", "checksums")}
@@ -152,7 +161,7 @@ def restore_params(path: str | os.PathLike) -> dict:
         args = ocp.args.PyTreeRestore(wanted, as_numpy, partial_restore=True)
         parts = _verified(ocp.PyTreeCheckpointer().restore(folder / "state", args=args))
     except Exception as error:
-        raise UserError(f"checkpoint {folder} is damaged: {one_line(error)}") from error
+        raise UserError(f"checkpoint {folder} is damaged: {files.damage(folder, error)}") from error
     # Keys of digits are indices of NNX lists.
     flat = {tuple(int(key) if str(key).isdigit() else key for key in path): array
             for part in parts.values() for path, array in traverse_util.flatten_dict(part).items()}
@@ -161,18 +170,27 @@ def restore_params(path: str | os.PathLike) -> dict:
 
 def load_config(path: str | os.PathLike) -> ConfigDict:
     """The configuration of the run that a workdir or one saved step belongs to; UserError where it has none."""
-    return config_lib.from_json(_beside(path, "config.json"))
+    return config_lib.from_json(json.dumps(files.find(path, "config")))
 
 
-def load_categories(path: str | os.PathLike) -> list[tuple[int, str]]:
-    """The (id, name) of each label of the run that a workdir or one saved step belongs to."""
-    return [tuple(pair) for pair in json.loads(_beside(path, "categories.json"))]
+def load_categories(path: str | os.PathLike) -> list[tuple[int | str, str]]:
+    """The (id, name) of each label of the run that a workdir or one saved step belongs to; UserError as above."""
+    return [tuple(pair) for pair in files.find(path, "categories")]
 
 
-def write_about(workdir: pathlib.Path, config: ConfigDict, categories: Iterable[tuple[int, str]]) -> None:
+def stored_categories(path: str | os.PathLike) -> list[tuple[int | str, str]] | None:
+    """`load_categories`, or None where there is no checkpoint, or one of an earlier version that was copied alone."""
+    try:
+        return load_categories(path)
+    except UserError:
+        return None
+
+
+def write_about(workdir: pathlib.Path, config: ConfigDict, categories: Iterable[tuple[int | str, str]]) -> None:
     """Writes config.json and categories.json: what `load_config` and `load_categories` read."""
-    (workdir / "config.json").write_text(config_lib.to_json(config))
-    (workdir / "categories.json").write_text(json.dumps([[*category] for category in categories]) + "\n")
+    (workdir / "config.json").write_text(config_lib.to_json(config), encoding="utf-8")
+    names = json.dumps([[*category] for category in categories])
+    (workdir / "categories.json").write_text(names + "\n", encoding="utf-8")
 
 
 def _check_same_tensors(stored, wanted, source):
@@ -192,7 +210,7 @@ def _stored(folder):
     """The tree of what a checkpoint's files hold: shapes and dtypes."""
     metadata = ocp.StandardCheckpointer().metadata(folder).item_metadata
     if metadata is None:
-        raise ValueError("its list of tensors is missing")
+        raise files.Damaged("its list of tensors is missing")
     return metadata.tree
 
 
@@ -230,32 +248,12 @@ def _checksums(tree):
 
 
 def _verified(tree):
-    """The tree without its checksums; raises ValueError where they do not agree with its bits."""
+    """The tree without its checksums; raises Damaged where they do not agree with its bits."""
     state = {key: part for key, part in tree.items() if key != "checksums"}
     for key, value in _checksums(state).items():
         if int(value) != int(tree["checksums"][key]):
-            raise ValueError(f"the bits of `{key}` are not those that were saved")
+            raise files.Damaged(f"the bits of `{key}` are not those that were saved")
     return state
-
-
-def _step_folder(path):
-    """The folder of one saved step: `path` itself, or the latest of a workdir or its checkpoints/."""
-    path = pathlib.Path(path).resolve()
-    for folder in (path, path / "checkpoints"):
-        if (folder / "state").is_dir():
-            return folder
-        steps = [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
-        if steps:
-            return folder / str(max(steps))
-    raise UserError(f"{path} has no checkpoint: neither checkpoints/STEP nor one saved step")
-
-
-def _beside(path, name):
-    step = _step_folder(path)
-    for folder in (step, *step.parents[:2]):
-        if (folder / name).is_file():
-            return (folder / name).read_text()
-    raise UserError(f"{name} of the checkpoint {step} is missing; it belongs into {step.parents[1]}")
 
 
 def _unused(path):

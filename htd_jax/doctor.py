@@ -112,7 +112,8 @@ def devices() -> Results:
         found = jax.devices()
         right = float(jnp.ones((8, 8)).sum()) == 64
     except Exception as error:  # a plugin may raise anything
-        yield FAIL, "devices", f"JAX finds none: {type(error).__name__} {one_line(error)}"
+        from htd_jax import mesh
+        yield FAIL, "devices", mesh.no_device(error)
         return
     named = f"{len(found)} x {found[0].device_kind} ({found[0].platform})"
     yield (OK, "devices", named) if right else (FAIL, "devices", f"{named}; the sum of 64 ones is not 64")

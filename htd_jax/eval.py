@@ -37,12 +37,12 @@ def main(arguments: list[str]) -> None:
         mesh_lib.start_processes()
     mesh = mesh_lib.make_mesh()
     state = restored.restore(config, args.checkpoint)
-    restored.check_classes(dataset.categories, config, args.checkpoint)
+    labels = restored.check_classes(dataset.categories, config, args.checkpoint)
     states = (mesh_lib.replicate(state, mesh.local_mesh),)
     detect_fn = functools.partial(runner.compile_detect(functional.functions(config).detect, mesh), states)
 
     # ---- every image, then the score
-    metrics = runner.evaluate(detect_fn, dataset, config, args.output, mesh, run=args.checkpoint)
+    metrics = runner.evaluate(detect_fn, dataset, config, args.output, mesh, labels, run=args.checkpoint)
     if jax.process_index() == 0:
         print(coco.table(metrics))
 

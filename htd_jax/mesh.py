@@ -1,6 +1,11 @@
 """Devices: one mesh over all devices of all processes, the batch split over it and everything else on each."""
+import errno
 import functools
+import importlib.metadata
+import logging
 import os
+import re
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,7 +13,9 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from htd_jax.errors import UserError
+from htd_jax.errors import UserError, one_line
+
+log = logging.getLogger(__name__)
 
 
 def start_processes() -> None:
@@ -29,15 +36,45 @@ def start_processes() -> None:
 def keep_compiled(folder: str) -> None:
     """Keeps what this process compiles in `folder` ('': nowhere), where the next process finds it.
 
-    JAX_COMPILATION_CACHE_DIR, or a folder that JAX already uses, wins.
+    JAX_COMPILATION_CACHE_DIR, or a folder that JAX already uses, wins. A folder that cannot be made is said, once.
     """
-    if folder and "JAX_COMPILATION_CACHE_DIR" not in os.environ and not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
+    if not folder or "JAX_COMPILATION_CACHE_DIR" in os.environ or jax.config.jax_compilation_cache_dir:
+        return
+    path = os.path.expanduser(folder)
+    try:
+        if path.startswith("~"):
+            raise OSError(errno.ENOENT, "there is no home folder")
+        os.makedirs(path, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        log.warning("compiled programs are not kept in config.compilation_cache %s: %s", folder, error.strerror)
+        return
+    jax.config.update("jax_compilation_cache_dir", path)
+
+
+def find_devices() -> list[jax.Device]:
+    """All devices of all processes; UserError where JAX_PLATFORMS asks for one that is not there."""
+    try:
+        return jax.devices()
+    except Exception as error:  # a plugin may raise anything
+        raise UserError(no_device(error)) from error
+
+
+def no_device(error: Exception) -> str:
+    """What to do where JAX finds no device, in one line."""
+    wanted = os.environ.get("JAX_PLATFORMS", "")
+    asked = f"JAX_PLATFORMS is {wanted}, but " if wanted else ""
+    plugins = sorted({dist.name for dist in importlib.metadata.distributions()
+                      if re.fullmatch(r"jax[-_]\w+[-_]plugin|libtpu", dist.name or "")})
+    reason = f": {one_line(error)}" if str(error) else ""
+    return (f"{asked}JAX finds no such device ({type(error).__name__}{reason}); installed are cpu"
+            f"{''.join(f', {name}' for name in plugins)}: pip install \"jax[cuda13]\" or \"jax[tpu]\" for an "
+            "accelerator, or set JAX_PLATFORMS=cpu")
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The one-axis mesh 'data' over `devices` (all of all processes where not given)."""
-    count = jax.device_count() if devices is None else len(devices)
+    count = len(find_devices()) if devices is None else len(devices)
     return jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 

@@ -207,10 +207,10 @@ def test_a_workdir_brings_its_configuration_and_names(weights, tmp_path, detecto
         found = trained.predict(pixels())
         assert [(d.label, d.score, d.box) for d in found] == [
             (names[d.label_id], d.score, d.box) for d in detector.predict(pixels())]
-    restored.check_classes(trained.categories, config, tmp_path)
-    message = r"was trained on 5 classes \(ant, .*\), but the annotations list 1 classes \(ant\)"
-    with pytest.raises(UserError, match=message):
-        restored.check_classes(trained.categories[:1], config, tmp_path)
+    assert restored.check_classes(trained.categories, config, tmp_path).tolist() == [0, 1, 2, 3, 4]
+    assert restored.check_classes(trained.categories[::-1][:2], config, tmp_path).tolist() == [-1, -1, -1, 1, 0]
+    with pytest.raises(UserError, match="different classes: 'eel', class 5 of 5 .*; is it 'Eel' there"):
+        restored.check_classes([*trained.categories[:4], Category(9, "Eel")], config, tmp_path)
     with pytest.raises(UserError, match="has no checkpoint"):
         Detector.from_checkpoint(tmp_path / "checkpoints" / "8")
 

@@ -1,10 +1,12 @@
 """Checkpoints: what is kept, damage of every kind, other models, a full disk, weights alone."""
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from htd_jax import checkpoints as checkpoints_lib, config as config_lib, mesh as mesh_lib
+from htd_jax import checkpoint_files, checkpoints as checkpoints_lib, config as config_lib, mesh as mesh_lib
 from htd_jax.checkpoints import Checkpoints
 from htd_jax.data import Category
 from htd_jax.errors import UserError
@@ -31,7 +33,9 @@ def abstract(state):
 def save(workdir, scores, keep=3, **kind):
     with Checkpoints(workdir, keep) as checkpoints:
         for step, ap in scores.items():
-            checkpoints.save(step, make_state(step, **kind), ap)
+            checkpoints.save(step, make_state(step, **kind))
+            if ap is not None:
+                checkpoints.score(step, ap)
 
 
 def steps(workdir):
@@ -88,7 +92,11 @@ def largest(folder):
     return max((p for p in (folder / "state").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
 
 
-@pytest.mark.parametrize("damage", [damage_cut, damage_bit, damage_list, damage_all])
+def damage_missing(folder):
+    largest(folder).unlink()
+
+
+@pytest.mark.parametrize("damage", [damage_cut, damage_bit, damage_list, damage_all, damage_missing])
 def test_damaged_newest_is_said_and_the_one_before_used(tmp_path, damage, caplog):
     save(tmp_path, {4: None, 8: None})
     damage(tmp_path / "checkpoints" / "8")
@@ -100,10 +108,63 @@ def test_damaged_newest_is_said_and_the_one_before_used(tmp_path, damage, caplog
     assert restore(tmp_path)[0] == 8
 
 
+def forbidden(path):
+    def opened(file, *args, **kwargs):
+        if str(file).startswith(str(path)):
+            raise PermissionError(13, "Permission denied", str(file))
+        return open(file, *args, **kwargs)
+    return opened
+
+
+@pytest.mark.parametrize("error", [
+    RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 4000 bytes."), MemoryError("4000 bytes"),
+    RuntimeError("Unable to initialize backend"), OSError(116, "Stale file handle")])
+def test_other_reasons_leave_a_checkpoint_where_it_is(tmp_path, monkeypatch, error):
+    save(tmp_path, {4: None, 8: None})
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(Checkpoints, "_read", fail)
+    with pytest.raises(UserError, match=f"8 cannot be read, though it may be whole.*{error.args[-1][:20]}"):
+        restore(tmp_path)
+    assert steps(tmp_path) == [4, 8] and not list(tmp_path.glob("damaged*"))
+
+
+def test_files_without_permission_are_not_damaged(tmp_path, monkeypatch):
+    save(tmp_path, {4: None, 8: None})
+    damage_list(tmp_path / "checkpoints" / "8")  # what a list of tensors that cannot be opened looks like
+    monkeypatch.setattr(checkpoint_files, "open", forbidden(tmp_path), raising=False)
+    for read in (restore, checkpoints_lib.restore_params):
+        with pytest.raises(UserError, match="may be whole, and nothing was changed: PermissionError"):
+            read(tmp_path)
+    assert steps(tmp_path) == [4, 8]
+
+
+def test_a_folder_that_is_gone_is_not_damage(tmp_path):
+    with pytest.raises(UserError, match="may be whole, and nothing was changed: FileNotFoundError"):
+        checkpoint_files.damage(tmp_path / "checkpoints" / "8", FileNotFoundError("state"))
+
+
+def test_what_travels_with_a_step_is_preferred_to_what_lies_beside(tmp_path):
+    config = config_lib.default_config()
+    about = dict(config=config.to_dict(), categories=[[3, "Tür"], ["x", "dog"]], epochs=1.5)
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        checkpoints.save(4, make_state(4), about)
+        checkpoints.wait()
+        assert checkpoints.about(4)["epochs"] == 1.5 and checkpoints.about(5) == {}
+    alone = tmp_path / "alone"
+    shutil.copytree(tmp_path / "run" / "checkpoints" / "4", alone)
+    for path in (tmp_path / "run", alone):
+        assert checkpoints_lib.load_categories(path) == [(3, "Tür"), ("x", "dog")]
+        assert checkpoints_lib.load_config(path).to_dict() == config.to_dict()
+    assert restore(tmp_path / "run")[0] == 4
+
+
 def test_all_damaged(tmp_path):
     save(tmp_path, {4: None})
     damage_cut(tmp_path / "checkpoints" / "4")
-    with pytest.raises(UserError, match="no checkpoint in .* can be read"):
+    with pytest.raises(UserError, match="no checkpoint in .* is whole"):
         restore(tmp_path)
     with pytest.raises(UserError, match="4 is damaged"):
         checkpoints_lib.restore_params(tmp_path)

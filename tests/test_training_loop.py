@@ -75,10 +75,108 @@ def test_rows_beyond_the_checkpoint_come_again_once(data, tmp_path):
     assert losses(tmp_path)[:6] == want
 
 
-def test_finished_run_started_again_does_nothing(data, tmp_path):
-    for _ in range(2):
-        loop.train(tiny.config(data, total_steps=2), tmp_path)
-    assert len(rows(tmp_path)) == 2 and len(rows(tmp_path, "evaluations.jsonl")) == 1
+def contents(workdir):
+    return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in workdir.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("keys", [{}, dict(total_steps=1), dict(lr=.1, test__score=.5), dict(batch_size=4)])
+def test_finished_run_started_again_says_so_and_changes_nothing(data, tmp_path, capsys, keys):
+    metrics = loop.train(tiny.config(data, total_steps=2), tmp_path)
+    before = contents(tmp_path)
+    again = loop.train(tiny.config(data, **{"total_steps": 2} | keys), tmp_path)
+    assert contents(tmp_path) == before
+    assert f"finished: step 2 of {keys.get('total_steps', 2)}; evaluated at step 2" in capsys.readouterr().err
+    assert {name: again[name] for name in ("AP", "ARl", "images")} == {k: metrics[k] for k in ("AP", "ARl", "images")}
+
+
+def with_categories(data, folder, names):
+    """The data with its classes in another order or under other names; ids and boxes stay."""
+    content = json.loads((data / "all.json").read_text())
+    renamed = dict(zip(("red", "green"), names)) if len(names) == 2 and set(names) != {"red", "green"} else {}
+    by_name = {renamed.get(c["name"], c["name"]): c["id"] for c in content["categories"]}
+    content["categories"] = [dict(id=by_name.get(name, 50 + k), name=name) for k, name in enumerate(names)]
+    path = folder / f"{'_'.join(names)}.json"
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+def test_classes_in_another_order_keep_their_labels_when_resuming(data, tmp_path):
+    reordered = with_categories(data, tmp_path, ["green", "red"])
+    loop.train(tiny.config(data, total_steps=4), tmp_path / "whole")
+    loop.train(tiny.config(data, total_steps=2), tmp_path / "parts")
+    files = dict(data__train__annotations=reordered, data__val__annotations=reordered)
+    metrics = loop.train(tiny.config(data, total_steps=4, **files), tmp_path / "parts")
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    assert json.loads((tmp_path / "parts" / "categories.json").read_text()) == [[1, "red"], [2, "green"]]
+    whole, parts = (json.loads((tmp_path / name / "eval" / "metrics.json").read_text()) for name in ("whole", "parts"))
+    assert whole == parts and metrics["per_class"]["red"] > -1
+    dataset, _, labels = loop.open_data(tiny.config(data, **files), tmp_path / "parts")
+    assert [c.name for c in dataset.categories] == ["red", "green"] and labels.tolist() == [1, 0]
+    plain, _, _ = loop.open_data(tiny.config(data), tmp_path / "new")
+    for i in range(len(plain)):
+        np.testing.assert_array_equal(dataset.record(i).labels, plain.record(i).labels)
+
+
+@pytest.mark.parametrize("names, words", [
+    (["red", "Green"], "'Green', class 2 of 2 in the annotations, is not among the 2 of the run in .*; is it 'green'"),
+    (["red", "green", "blue"], "the annotations have classes that the run in .* has not: blue; train them in another")])
+def test_other_classes_in_the_workdir(data, tmp_path, names, words):
+    loop.train(tiny.config(data, total_steps=1), tmp_path / "run")
+    before = contents(tmp_path / "run")
+    with pytest.raises(UserError, match=words):
+        loop.train(tiny.config(data, data__train__annotations=with_categories(data, tmp_path, names)), tmp_path / "run")
+    assert contents(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("names, labels, words", [
+    (["green", "red"], [1, 0], ""), (["green"], [-1, 0], "1 of the 2 classes of the training set are not listed"),
+    (["blue", "red", "green"], [1, 2], "1 classes are not among those of the training set, and never found: blue")])
+def test_classes_of_validation_are_matched_by_name(data, tmp_path, caplog, names, labels, words):
+    content = json.loads((data / "all.json").read_text())
+    kept = [c for c in content["categories"] if c["name"] in names]
+    content["categories"] = sorted(kept, key=lambda c: names.index(c["name"]))
+    content["categories"] += [dict(id=9, name="blue")] if "blue" in names else []
+    content["categories"].sort(key=lambda c: names.index(c["name"]))
+    content["annotations"] = [a for a in content["annotations"] if a["category_id"] in [c["id"] for c in kept]]
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    config = tiny.config(data, data__val__annotations=str(tmp_path / "val.json"))
+    assert loop.open_data(config, tmp_path / "run")[2].tolist() == labels and words in caplog.text
+
+
+def test_classes_of_validation_that_differ_late(data, tmp_path):
+    names = ["red", "green", *map(str, range(8))]
+    train, val = (with_categories(data, tmp_path, n) for n in (names, [*names[:7], "5x", *names[8:]]))
+    with pytest.raises(UserError, match="different classes: '5', class 8 of 10 in the training set, is not among"):
+        loop.open_data(tiny.config(data, data__train__annotations=train, data__val__annotations=val), tmp_path / "run")
+
+
+def test_a_validation_set_without_boxes_is_said(data, tmp_path, caplog):
+    (tmp_path / "val.json").write_text(json.dumps(json.loads((data / "all.json").read_text()) | {"annotations": []}))
+    loop.open_data(tiny.config(data, data__val__annotations=str(tmp_path / "val.json")), tmp_path / "run")
+    assert "the validation set has no box" in caplog.text
+
+
+def test_an_evaluation_that_fails_loses_nothing(data, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise UserError("image file 3.png is truncated")
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="3.png is truncated"):
+        patch.setattr(loop.runner, "evaluate", fail)
+        loop.train(tiny.config(data, total_steps=3), tmp_path)
+    assert steps(tmp_path) == [3]
+    metrics = loop.train(tiny.config(data, total_steps=3), tmp_path)
+    assert rows(tmp_path, "evaluations.jsonl")[-1]["AP"] == metrics["AP"] and len(rows(tmp_path)) == 3
+
+
+def test_epochs_are_counted_by_images_seen(data, tmp_path):
+    keys = dict(total_steps=None, total_epochs=4, milestones=(3,), warmup_steps=0)
+    loop.train(tiny.config(data, batch_size=2, **keys | dict(total_epochs=2)), tmp_path)
+    assert steps(tmp_path)[-1] == 12  # 6 steps an epoch
+    loop.train(tiny.config(data, batch_size=6, **keys), tmp_path)
+    assert steps(tmp_path)[-1] == 16  # 2 more epochs of 2 steps
+    assert [round(row["lr"], 6) for row in rows(tmp_path)[12:]] == [.01, .01, .001, .001]
+    loop.train(tiny.config(data, batch_size=2, **keys), tmp_path)
+    assert steps(tmp_path)[-1] == 16  # all epochs are done
 
 
 def test_evaluation_does_not_change_the_run(data, tmp_path):
@@ -107,18 +205,12 @@ def test_bad_input_leaves_no_workdir(data, tmp_path, keys, words):
     assert not (tmp_path / "run").exists()
 
 
-def test_categories_of_training_and_validation_must_agree(data, tmp_path):
-    other = json.loads((data / "all.json").read_text())
-    other["categories"].reverse()
-    (tmp_path / "other.json").write_text(json.dumps(other))
-    with pytest.raises(UserError, match="categories of training .* and validation .* differ"):
-        loop.train(tiny.config(data, data__val__annotations=str(tmp_path / "other.json")), tmp_path / "run")
-
-
 def test_another_model_in_the_workdir(data, tmp_path):
     loop.train(tiny.config(data, total_steps=1), tmp_path)
+    before = contents(tmp_path)
     with pytest.raises(UserError, match="is of another model: params.head.fcs.1.kernel .2, 32. instead of .2, 16."):
         loop.train(tiny.config(data, model__fc_channels=16), tmp_path)
+    assert contents(tmp_path) == before
 
 
 def test_unreadable_images_are_counted_and_many_stop_the_run(data, tmp_path):

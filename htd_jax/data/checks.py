@@ -51,6 +51,12 @@ def check_used(where: str, used: Int[np.ndarray, " used"], crowd: Bool[np.ndarra
         log.warning("%s: of %d boxes some are not used: %s", where, len(boxes), ", ".join(fallen))
 
 
+def warn_without_boxes(validation: Dataset) -> None:
+    """Warns where a validation set has nothing to be found."""
+    if not any((~validation.record(i).crowd).any() for i in range(len(validation))):
+        log.warning("the validation set has no box: every AP will be -1, which says nothing of the detector")
+
+
 def describe(dataset: Dataset) -> str:
     """"6 images, 12 boxes of 2 classes": what a data set has, crowds left out."""
     records = [dataset.record(i) for i in range(len(dataset))]

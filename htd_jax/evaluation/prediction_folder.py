@@ -35,7 +35,7 @@ class PredictionFolder:
         rows = [{"image": self._images.names[i], "drawn": self._files[i], **self._images.size(i)._asdict(),
                  "detections": [_rounded(d) for d in self._found[i]]} for i in sorted(self._found)]
         with runner.writing_to_folder(self._folder):
-            (self._folder / "detections.json").write_text(json.dumps(rows, indent=1) + "\n")
+            (self._folder / "detections.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
 def summary(detections: Sequence[Detection]) -> str:

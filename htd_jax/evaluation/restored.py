@@ -1,15 +1,21 @@
 """A detector restored from a checkpoint: its weights, and what its labels mean."""
+import logging
 import os
 import pathlib
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int32
 from ml_collections import ConfigDict
 
-from htd_jax.data import coco_classes
+from htd_jax.data import classes, coco_classes
 from htd_jax.errors import UserError
 from htd_jax.models import functional
 from htd_jax.weights import loading
+
+log = logging.getLogger(__name__)
 
 
 def restore(config: ConfigDict, source: str | os.PathLike) -> dict:
@@ -37,17 +43,26 @@ def categories(source: str | os.PathLike, num_classes: int) -> tuple[tuple[int, 
     return tuple(checkpoints.load_categories(source))
 
 
-def check_classes(wanted: tuple[tuple[int, str], ...], config: ConfigDict, source: str | os.PathLike) -> None:
-    """Raises UserError where a checkpoint's labels stand for other classes than the categories of a dataset."""
-    names = [name for _, name in wanted]
+def check_classes(wanted: Sequence[tuple[int | str, str]], config: ConfigDict,
+                  source: str | os.PathLike) -> Int32[np.ndarray, " K"] | None:
+    """The label in a data set, whose categories are `wanted`, of each class of a checkpoint; None where they are equal.
+
+    Raises UserError where they cannot be matched by name, or, as a file of weights has no names, by number.
+    """
+    trained = _stored_categories(source)
+    if trained is not None:
+        return classes.scored_labels(trained, wanted, str(source), "the annotations")
+    if config.model.num_classes != len(wanted):
+        raise UserError(f"{source} has {config.model.num_classes} classes, but the annotations list {len(wanted)}")
+    return None
+
+
+def _stored_categories(source):
+    """The (id, name) of each label, or None where the source has no names."""
     if not pathlib.Path(source).is_dir():
-        if config.model.num_classes != len(names):
-            raise UserError(f"{source} has {config.model.num_classes} classes, but the annotations list {len(names)}")
-        return
-    trained = [name for _, name in categories(source, config.model.num_classes)]
-    if trained != names:
-        raise UserError(f"{source} was trained on {_listed(trained)}, but the annotations list {_listed(names)}")
-
-
-def _listed(names):
-    return f"{len(names)} classes ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
+        return None
+    from htd_jax import checkpoints  # Orbax takes seconds to import, and a file of weights needs none
+    found = checkpoints.stored_categories(source)
+    if found is None:
+        log.warning("%s has no names of its classes: they are taken in the order of the annotations", source)
+    return found

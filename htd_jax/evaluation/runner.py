@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
+from jaxtyping import Int32
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -47,7 +48,8 @@ def compile_detect(detect: Callable, mesh: Mesh | None = None) -> Callable:
 
 
 def evaluate(detect_fn: Callable, dataset: Dataset, config: ConfigDict, output: str | os.PathLike | None = None,
-             mesh: Mesh | None = None, run: str | os.PathLike | None = None, watch: Callable | None = None) -> dict:
+             mesh: Mesh | None = None, labels: Int32[np.ndarray, " K"] | None = None,
+             run: str | os.PathLike | None = None, watch: Callable | None = None) -> dict:
     """Runs a detector over every image of a dataset and scores its detections.
 
     Args:
@@ -55,6 +57,7 @@ def evaluate(detect_fn: Callable, dataset: Dataset, config: ConfigDict, output: 
       config: `test` and `data` are read here.
       output: folder for metrics.json, detections.json, detections.png and report.html, written by process 0.
       mesh: what `detect_fn` spreads a batch over, `config.test.batch_size` images a device; None for one device.
+      labels: the dataset's label of each class of the detector, -1 where it has none; None where they are the same.
       run: the workdir of the training, whose curves report.html shows.
       watch: called on process 0 with what `collect` returned.
     Returns:
@@ -62,7 +65,7 @@ def evaluate(detect_fn: Callable, dataset: Dataset, config: ConfigDict, output: 
     Raises UserError: an image cannot be read, detections are not finite, or `output` cannot be written to.
     """
     folder = None if output is None else make_folder(output)
-    detections = collect(detect_fn, dataset, config, 1 if mesh is None else mesh.local_mesh.size)
+    detections = collect(detect_fn, dataset, config, 1 if mesh is None else mesh.local_mesh.size, labels)
     metrics = None
     if jax.process_index() == 0:
         results, evaluation, metrics = _score(detections, dataset)
@@ -76,8 +79,8 @@ def evaluate(detect_fn: Callable, dataset: Dataset, config: ConfigDict, output: 
 
 
 def collect(detect_fn: Callable, dataset: Dataset, config: ConfigDict,
-            local_devices: int = 1) -> list[dict[str, np.ndarray]]:
-    """The detections of every row of `dataset`, best first, on every host.
+            local_devices: int = 1, labels: Int32[np.ndarray, " K"] | None = None) -> list[dict[str, np.ndarray]]:
+    """The detections of every row of `dataset`, best first, on every host. `labels` as in `evaluate`.
 
     Returns:
       `boxes` float32 [n, 4] x1 y1 x2 y2 in pixels of the original, `scores` float32 [n], `labels` int32 [n], `valid`
@@ -93,13 +96,15 @@ def collect(detect_fn: Callable, dataset: Dataset, config: ConfigDict,
     found = {name: np.concatenate([detections[name] for _, detections in done]) for name in FIELDS}
     if hosts > 1:
         index, found = _exchange(index, found)
+    if labels is not None:
+        found["labels"] = np.append(labels, -1)[np.minimum(found["labels"], len(labels))]
     found["valid"] = found["valid"] & _known(found, len(dataset.categories))
     return _by_row(index, found, len(dataset))
 
 
 def _known(found, classes):
     """Mask of labels that the dataset has; a model may have been given more classes than there are."""
-    known = found["labels"] < classes
+    known = (found["labels"] >= 0) & (found["labels"] < classes)
     if dropped := int((found["valid"] & ~known).sum()):
         log.warning("%d detections are of classes that the dataset does not have (it has %d); they are left out",
                     dropped, classes)
@@ -181,8 +186,8 @@ def _broadcast(metrics):
 
 def _write(folder, metrics, results, dataset, detections):
     with writing_to_folder(folder):
-        (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-        (folder / "detections.json").write_text(json.dumps(results))
+        (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        (folder / "detections.json").write_text(json.dumps(results), encoding="utf-8")
         drawing.write_sheet(folder / "detections.png", dataset, detections)
 
 

@@ -31,30 +31,40 @@ def check_finite(step: int, logs: dict[str, float], batch: dict, dataset: Images
 
 
 class Preemption:
-    """Whether the run has received SIGTERM. A context manager.
+    """Whether the run has received SIGTERM, or SIGINT as Ctrl-C sends it. A context manager.
 
-    With several processes JAX's own service listens for the signal and lets all of them agree on the step.
+    A second signal ends the process at once. With several processes JAX's own service listens for SIGTERM and lets all
+    of them agree on the step; SIGINT is passed on to it.
     """
 
     def __init__(self):
-        self._received = False
+        self._received, self._before = None, {}
 
     def __enter__(self) -> "Preemption":
-        self._listens = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
-        if self._listens:
-            self._before = signal.signal(signal.SIGTERM, self._receive)
+        if threading.current_thread() is threading.main_thread():
+            alone = jax.process_count() == 1
+            handlers = {signal.SIGTERM: self._receive, signal.SIGINT: self._receive} if alone else {
+                signal.SIGINT: lambda *_: signal.raise_signal(signal.SIGTERM)}
+            self._before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         return self
 
     def __exit__(self, *_):
-        if self._listens:
-            signal.signal(signal.SIGTERM, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
-    def _receive(self, *_):
-        self._received = True
+    def _receive(self, number, _):
+        self._received = number
+        for handled in self._before:
+            signal.signal(handled, signal.SIG_DFL)
+
+    @property
+    def signal(self) -> str:
+        """The name of the signal."""
+        return signal.Signals(self._received or signal.SIGTERM).name
 
     def reached(self, step: int) -> bool:
         """Call before every step, with its number; true for all processes at the same one."""
         if jax.process_count() > 1:
             with contextlib.suppress(RuntimeError):  # the service is switched off
                 return multihost_utils.reached_preemption_sync_point(step)
-        return self._received
+        return self._received is not None

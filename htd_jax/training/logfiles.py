@@ -21,19 +21,19 @@ class Rows:
     def __init__(self, path: pathlib.Path, last: int, writes: bool = True):
         """Removes the rows of steps after `last`, which are about to come again. Without `writes` it only reads."""
         self._path, self._writes = path, writes
-        kept = [row for row in _read(self._path) if row["step"] <= last]
+        kept = [row for row in read(self._path) if row["step"] <= last]
         self.rows = {row["step"]: row for row in kept}
         if writes:
             with writing_to(f"the log {self._path}"):
                 new = self._path.with_suffix(".new")
-                new.write_text("".join(map(_line, kept)))
+                new.write_text("".join(map(_line, kept)), encoding="utf-8")
                 new.replace(self._path)
 
     def append(self, row: dict[str, float | int]) -> None:
         """Adds a row with its `step`; a number that is not finite becomes null, as JSON has no NaN."""
         self.rows[row["step"]] = row
         if self._writes:
-            with writing_to(f"the log {self._path}"), self._path.open("a") as file:
+            with writing_to(f"the log {self._path}"), self._path.open("a", encoding="utf-8") as file:
                 file.write(_line(row))
 
 
@@ -57,10 +57,10 @@ class Board:
         self._writer.flush()
 
 
-def _read(path):
-    """The rows of a file; a last line that was cut off when the process was killed is left out."""
+def read(path: pathlib.Path) -> list[dict]:
+    """The rows of a file, none where there is no file; a line that the end of the process cut off is left out."""
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         with contextlib.suppress(ValueError):
             rows.append(json.loads(line))
     return rows

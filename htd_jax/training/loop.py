@@ -3,24 +3,35 @@ import contextlib
 import functools
 import os
 import pathlib
+import sys
 import time
 from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Int32
 from ml_collections import ConfigDict
 
 from htd_jax import data as data_lib, mesh as mesh_lib
 from htd_jax.checkpoints import Checkpoints, write_about
-from htd_jax.data import Dataset, pipeline
+from htd_jax.data import Dataset, checks, classes, pipeline
 from htd_jax.errors import UserError, writing_to
 from htd_jax.evaluation import coco, runner
 from htd_jax.models import functional
-from htd_jax.training import guards, optimizer as optimizer_lib, schedule as schedule_lib, step as step_lib
-from htd_jax.training.metrics import Logbook
+from htd_jax.training import (
+    guards,
+    logfiles,
+    optimizer as optimizer_lib,
+    run_classes,
+    schedule as schedule_lib,
+    step as step_lib,
+)
+from htd_jax.training.metrics import EVALUATIONS, Logbook
 from htd_jax.training.prefetch import Prefetch
 from htd_jax.training.state import initial_state
+
+Labels = Int32[np.ndarray, " K"]
 
 
 def train(config: ConfigDict, workdir: str | os.PathLike) -> dict | None:
@@ -31,11 +42,13 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict | None:
         workdir: folder for config.json, categories.json, metrics.jsonl, evaluations.jsonl, TensorBoard events,
             checkpoints/ and, at the end, eval/. Several processes share it.
     Returns:
-        The metrics of the last evaluation; None where the run was stopped before one, or has no validation set.
-    Raises UserError for everything that a user can fix.
+        The metrics of the last evaluation, of a finished run its stored numbers; None where the run was stopped before
+        one, or has no validation set.
+    Raises UserError for everything that a user can fix. A start that trains nothing changes nothing.
     """
     # ---- data: errors in it are found before a device is touched
-    dataset, validation = open_data(config)
+    workdir = pathlib.Path(workdir).expanduser().absolute()
+    dataset, validation, labels = open_data(config, workdir)
 
     # ---- devices
     mesh_lib.keep_compiled(config.compilation_cache)
@@ -43,48 +56,58 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict | None:
         mesh_lib.start_processes()
     mesh = mesh_lib.make_mesh()
     mesh_lib.check_batch_size(config.batch_size, config.accumulate, mesh)
-    workdir = make_workdir(workdir, config, dataset)
-
-    # ---- model and optimiser
-    functions = functional.functions(config)
-    steps_per_epoch = pipeline.steps_per_epoch(dataset, config)
-    total = schedule_lib.total_steps(config, steps_per_epoch)
-    schedule = schedule_lib.learning_rate(config, steps_per_epoch)
-    optimizer = optimizer_lib.build(config, schedule)
-    step_fn = step_lib.make_step(functions.loss, optimizer, schedule, mesh, config)
+    with writing_to(f"the workdir {workdir}"):
+        workdir.mkdir(parents=True, exist_ok=True)
 
     with contextlib.ExitStack() as stack:
         # ---- state: the newest checkpoint, else init_from, else fresh
+        functions = functional.functions(config)
         checkpoints = stack.enter_context(Checkpoints(workdir, config.keep_checkpoints))
-        start, state = initial_state(functions, optimizer, config, mesh, checkpoints)
+        optimizer = optimizer_lib.build(config, lambda step: 0.0)  # for the shapes of its state
+        start, state = initial_state(functions, optimizer, config, mesh, checkpoints,
+                                     run_classes.starts_anew(dataset, config))
 
-        # ---- logs
+        # ---- schedule: epochs are counted by the images seen
+        steps_per_epoch = pipeline.steps_per_epoch(dataset, config)
+        first = schedule_lib.first_step(start, checkpoints.about(start).get("epochs"), steps_per_epoch)
+        total = schedule_lib.total_steps(config, steps_per_epoch, first)
+        schedule = schedule_lib.learning_rate(config, steps_per_epoch, first)
+        optimizer = optimizer_lib.build(config, schedule)
+        step_fn = step_lib.make_step(functions.loss, optimizer, schedule, mesh, config)
+
+        # ---- logs; the workdir tells of this start once it is known to train
         main = jax.process_index() == 0
+        if is_finished(workdir, start, total, validation):
+            return show_finished(workdir, start, total)
+        if main and start < total:
+            write_about(workdir, config, dataset.categories)
         logbook = stack.enter_context(Logbook(workdir, start, total, config.batch_size, config.log_every, main))
-        logbook.say(f"{len(dataset)} images, {steps_per_epoch} steps an epoch, {total} steps, {mesh.size} devices "
+        logbook.say(f"{checks.describe(dataset)}, {steps_per_epoch} steps an epoch, {total} steps, {mesh.size} devices "
                     f"({jax.devices()[0].device_kind}), " + (f"resuming from step {start}" if start else "from step 0"))
 
         # ---- loop
-        stream = pipeline.train_batches(dataset, config, start, jax.process_index(), jax.process_count())
+        stream = pipeline.train_batches(dataset, config, start - first, jax.process_index(), jax.process_count())
         batches = stack.enter_context(contextlib.closing(Prefetch(stream, functools.partial(_to_devices, mesh=mesh))))
         metrics = run(
             state, start, total, config, step_fn=step_fn, batches=batches, checkpoints=checkpoints, logbook=logbook,
-            evaluate=validator(functions, validation, config, mesh, workdir, total),
+            evaluate=validator(functions, validation, config, mesh, workdir, total, labels),
+            about=functools.partial(_about, config, dataset.categories, first, steps_per_epoch),
             skipped=pipeline.SkippedImages(dataset),
             guard=functools.partial(guards.check_finite, dataset=dataset, workdir=workdir),
             preemption=stack.enter_context(guards.Preemption()))
     if metrics and main:
-        print("\n".join(f"{name:>5} {metrics[name]:.4f}" for name in coco.METRICS))
+        _show(metrics)
     return metrics
 
 
 def run(state: dict, start: int, total: int, config: ConfigDict, *, step_fn: Callable, batches: Iterator,
-        evaluate: Callable | None, checkpoints: Checkpoints, logbook: Logbook, guard: Callable,
+        evaluate: Callable | None, checkpoints: Checkpoints, logbook: Logbook, about: Callable, guard: Callable,
         skipped: pipeline.SkippedImages, preemption: guards.Preemption) -> dict | None:
-    """The loop. Its order is a rule: evaluate the old state, save it, take the next batch, step, log.
+    """The loop. Its order is a rule: save the old state, evaluate it, take the next batch, step, log.
 
-    So a saved state is never ahead of the data it has seen, nor of the logs. Logs are read one step late: the devices
-    have the next step before the host looks at the last one, and never wait for it.
+    So a saved state is never ahead of the data it has seen, nor of the logs, and an evaluation that fails loses
+    nothing. Logs are read one step late: the devices have the next step before the host looks at the last one, and
+    never wait for it.
 
     Args:
         state: after `start` updates; consumed.
@@ -93,6 +116,7 @@ def run(state: dict, start: int, total: int, config: ConfigDict, *, step_fn: Cal
         step_fn: (state, batch) -> (state, logs).
         batches: (host batch, device batch) from step `start` on.
         evaluate: (step, state) -> metrics.
+        about: step -> what is saved with it.
         guard: (step, logs, host batch); raises where the logs are not finite.
     Returns:
         The metrics of the last evaluation, None where there was none.
@@ -108,19 +132,20 @@ def run(state: dict, start: int, total: int, config: ConfigDict, *, step_fn: Cal
             logbook.step(done, logs, skipped.count)
 
     for step in range(start, total + 1):
-        # ---- evaluate, then save, the state after `step` updates
+        # ---- save, then evaluate, the state after `step` updates
         stopped = preemption.reached(step)
         due = evaluate and not stopped and is_due(step, config.eval_every, total) and not logbook.evaluated(step)
         if due or (step > start and (stopped or is_due(step, config.checkpoint_every, total))):
             read_logs()
             with logbook.clock.pause():
-                metrics = evaluate(step, state) if due else metrics
+                checkpoints.save(step, state, about(step))
                 if due:
+                    metrics = evaluate(step, state)
                     logbook.evaluation(step, metrics)
-                checkpoints.save(step, state, metrics["AP"] if due else None)
+                    checkpoints.score(step, metrics["AP"])
         if stopped:
             checkpoints.wait()
-            logbook.say(f"stopped by SIGTERM after step {step}; the same command resumes there")
+            logbook.say(f"stopped by {preemption.signal} after step {step}; the same command resumes there")
         since, best = logbook.evaluations_since_best()
         worn_out = 0 < config.patience <= since
         if worn_out and step < total:
@@ -153,42 +178,56 @@ def is_due(step: int, every: int, total: int) -> bool:
     return step == total or (every > 0 and step > 0 and step % every == 0)
 
 
-def open_data(config: ConfigDict) -> tuple[Dataset, Dataset | None]:
-    """Opens the training and the validation set (None where config.data.val.annotations is empty); sets num_classes.
+def open_data(config: ConfigDict, workdir: pathlib.Path) -> tuple[Dataset, Dataset | None, Labels | None]:
+    """Opens the data; sets num_classes.
 
-    Raises UserError where their categories differ or are more than the classes of the model.
+    Returns:
+        The training set, its classes in the order of the run; the validation set, None where
+        config.data.val.annotations is empty; the label in it of each of the run's classes.
+    Raises UserError where the classes of the two, or of the run, differ, or are more than those of the model.
     """
-    dataset = data_lib.open_dataset(config, "train")
+    dataset = run_classes.arrange(data_lib.open_dataset(config, "train"), config, workdir)
     validates = config.data.source in ("tfds", "demo") or config.data.val.annotations
     validation = data_lib.open_dataset(config, "val") if validates else None
     if len(dataset) == 0:
         raise UserError("the training set has no image that can be trained on")
-    if validation and tuple(validation.categories) != tuple(dataset.categories):
-        raise UserError(f"the categories of training ({_names(dataset)}) and validation ({_names(validation)}) differ")
+    labels = None
+    if validation:
+        labels = classes.scored_labels(dataset.categories, validation.categories, "the training set",
+                                       "the validation set")
+        checks.warn_without_boxes(validation)
     count = len(dataset.categories)
     if config.model.num_classes is None:
         config.model.num_classes = count
     if config.model.num_classes < count:
         raise UserError(f"config.model.num_classes (={config.model.num_classes}) is less than the {count} categories "
                         "of the annotations")
-    return dataset, validation
+    return dataset, validation, labels
 
 
-def make_workdir(workdir: str | os.PathLike, config: ConfigDict, dataset: Dataset) -> pathlib.Path:
-    """Creates the folder with config.json and categories.json in it; UserError where it cannot be written to."""
-    workdir = pathlib.Path(workdir).absolute()
-    with writing_to(f"the workdir {workdir}"):
-        workdir.mkdir(parents=True, exist_ok=True)
-        if jax.process_index() == 0:
-            write_about(workdir, config, dataset.categories)
-    return workdir
+def is_finished(workdir: pathlib.Path, start: int, total: int, validation: Dataset | None) -> bool:
+    """Whether nothing is left to train, nor to evaluate."""
+    evaluated = validation is None or any(row["step"] == start for row in logfiles.read(workdir / EVALUATIONS))
+    return start > total or (start == total and evaluated)
+
+
+def show_finished(workdir: pathlib.Path, start: int, total: int) -> dict | None:
+    """Says so, with the numbers of the last evaluation; returns them, None where there was none."""
+    metrics = (logfiles.read(workdir / EVALUATIONS) or [None])[-1]
+    if jax.process_index() == 0:
+        evaluated = f"; evaluated at step {metrics['step']}" if metrics else ""
+        print(f"finished: step {start} of {total}{evaluated}", file=sys.stderr)
+        if metrics:
+            _show(metrics)
+    return metrics
 
 
 def validator(functions: functional.Functions, validation: Dataset | None, config: ConfigDict, mesh: Mesh,
-              workdir: pathlib.Path, total: int) -> Callable | None:
+              workdir: pathlib.Path, total: int, labels: Labels | None = None) -> Callable | None:
     """Returns (step, state) -> metrics, or None where there is nothing to validate on.
 
     The averaged weights are evaluated where the run has them. The last evaluation leaves its files in WORKDIR/eval.
+    `labels`: the label in the validation set of each of the run's classes.
     """
     if validation is None:
         return None
@@ -197,7 +236,8 @@ def validator(functions: functional.Functions, validation: Dataset | None, confi
     def evaluate(step, state):
         weights = mesh_lib.local_copies((state.get("ema", state["params"]), state["frozen"]), mesh)
         output = workdir / "eval" if step == total else None
-        return runner.evaluate(functools.partial(detect_fn, weights), validation, config, output, mesh)
+        return runner.evaluate(functools.partial(detect_fn, weights), validation, config, output, mesh,
+                               labels)
 
     return evaluate
 
@@ -216,6 +256,11 @@ def _next(batches, unread, logbook):
     return batch
 
 
-def _names(dataset):
-    shown = [f"{c.id} {c.name}" for c in dataset.categories[:4]]
-    return f"{len(dataset.categories)}: {', '.join(shown)}, ..."
+def _about(config, categories, first, steps_per_epoch, step):
+    """What travels with the checkpoint of a step."""
+    return dict(config=config.to_dict(), categories=[[*category] for category in categories],
+                epochs=(step - first) / steps_per_epoch)
+
+
+def _show(metrics):
+    print("\n".join(f"{name:>5} {metrics[name]:.4f}" for name in coco.METRICS))

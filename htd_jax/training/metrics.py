@@ -14,6 +14,8 @@ from tqdm import tqdm
 
 from htd_jax.training.logfiles import Board, Rows
 
+EVALUATIONS = "evaluations.jsonl"
+
 
 class Clock:
     """Seconds of training: stands still inside `pause()`."""
@@ -56,7 +58,7 @@ class Logbook:
         self._total, self._images, self._every, self._writes = total, images_per_step, log_every, writes
         self._waited, self._since, self._since_step = 0.0, 0.0, start
         self._rows = Rows(workdir / "metrics.jsonl", start, writes)
-        self._evaluations = Rows(workdir / "evaluations.jsonl", start, writes)
+        self._evaluations = Rows(workdir / EVALUATIONS, start, writes)
         self._board = Board(workdir, start) if writes else None
         self._bar = tqdm(total=total, initial=start, unit="step", disable=not (writes and sys.stderr.isatty()),
                          dynamic_ncols=True)

@@ -7,15 +7,24 @@ from ml_collections import ConfigDict
 from htd_jax import config as config_lib
 
 
-def total_steps(config: ConfigDict, steps_per_epoch: int) -> int:
-    """The number of updates of the whole run; total_steps wins over total_epochs."""
-    return config.total_steps if config.total_steps is not None else config.total_epochs * steps_per_epoch
+def first_step(start: int, epochs: float | None, steps_per_epoch: int) -> int:
+    """The step from which epochs count, so that at `start` the run has seen `epochs`; None: as many as `start` says.
+
+    0, unless the batch size or the data have changed since: an epoch is images seen, not steps done.
+    """
+    return 0 if epochs is None else start - round(epochs * steps_per_epoch)
 
 
-def learning_rate(config: ConfigDict, steps_per_epoch: int) -> Callable:
+def total_steps(config: ConfigDict, steps_per_epoch: int, first: int = 0) -> int:
+    """The number of updates of the whole run; total_steps wins over total_epochs, which count from step `first`."""
+    return config.total_steps if config.total_steps is not None else first + config.total_epochs * steps_per_epoch
+
+
+def learning_rate(config: ConfigDict, steps_per_epoch: int, first: int = 0) -> Callable:
     """Builds the schedule from lr (or base_lr, base_batch, batch_size), warmup_steps, warmup_factor, and milestones
     or, with schedule = 'cosine', the length of the run.
 
+    Milestones are in epochs, which count from step `first`.
     Returns:
         A function of `step`, the number of updates done before (int or int32 array), to the rate, float32:
         `lr * (1 - (1 - step / warmup_steps) * (1 - warmup_factor))` in the warm-up (computed in a form that loses no
@@ -23,8 +32,8 @@ def learning_rate(config: ConfigDict, steps_per_epoch: int) -> Callable:
         meet, as in mmcv. Cosine: times (1 + cos(pi t)) / 2, t going from 0 after the warm-up to 1 at the end.
     """
     rate = config_lib.learning_rate(config)
-    decay = _cosine(config, total_steps(config, steps_per_epoch)) if config.schedule == "cosine" else _steps(
-        config, steps_per_epoch)
+    total = total_steps(config, steps_per_epoch, first)
+    decay = _cosine(config, total) if config.schedule == "cosine" else _steps(config, steps_per_epoch, first)
 
     def schedule(step):
         warm = jnp.minimum(step / config.warmup_steps, 1.0) if config.warmup_steps else 1.0
@@ -33,8 +42,8 @@ def learning_rate(config: ConfigDict, steps_per_epoch: int) -> Callable:
     return schedule
 
 
-def _steps(config, steps_per_epoch):
-    boundaries = jnp.asarray([round(m * steps_per_epoch) for m in config.milestones], jnp.int32)
+def _steps(config, steps_per_epoch, first):
+    boundaries = jnp.asarray([first + round(m * steps_per_epoch) for m in config.milestones], jnp.int32)
     return lambda step: 0.1 ** jnp.sum(step >= boundaries).astype(jnp.float32)
 
 

@@ -13,10 +13,11 @@ from htd_jax.weights import loading
 
 
 def initial_state(functions: Functions, optimizer: optax.GradientTransformation, config: ConfigDict, mesh: Mesh,
-                  checkpoints: Checkpoints) -> tuple[int, dict]:
+                  checkpoints: Checkpoints, other_classes: bool = False) -> tuple[int, dict]:
     """Returns (updates done, state on the devices): the newest checkpoint, else `init_from`, else fresh weights.
 
-    Shapes come first: nothing is built that a checkpoint replaces. Raises UserError where a checkpoint or init_from
+    Shapes come first: nothing is built that a checkpoint replaces. With `other_classes` the classifiers of `init_from`
+    are left out, even where their number of classes is the same. Raises UserError where a checkpoint or init_from
     does not fit the model.
     """
     everywhere = mesh_lib.replicated(mesh)
@@ -29,7 +30,8 @@ def initial_state(functions: Functions, optimizer: optax.GradientTransformation,
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes))
     if restored:
         return restored
-    weights = init_from(functions, config) if config.init_from else None  # before anything is compiled: it may not fit
+    # Before anything is compiled, since it may not fit.
+    weights = init_from(functions, config, other_classes) if config.init_from else None
     params, frozen = jax.jit(functions.init, out_shardings=everywhere)()
     if weights is not None:
         params, frozen = _fill(params, weights), _fill(frozen, weights)
@@ -46,10 +48,12 @@ def init_state(params: dict, frozen: dict, optimizer: optax.GradientTransformati
     return state | ({"ema": jax.tree.map(jnp.copy, params)} if ema else {})
 
 
-def init_from(functions: Functions, config: ConfigDict) -> dict:
+def init_from(functions: Functions, config: ConfigDict, other_classes: bool = False) -> dict:
     """Nested dict of all parameters by path: arrays of config.init_from; shapes alone where it has none."""
-    tensors = loading.load_tensors(config.init_from)
-    return loading.load_into(loading.tree_of(functions.abstract), tensors, source=config.init_from,
+    tensors, tree = loading.load_tensors(config.init_from), loading.tree_of(functions.abstract)
+    if other_classes:
+        tensors = loading.without_classifiers(tree, tensors)
+    return loading.load_into(tree, tensors, source=config.init_from,
                              new_classifier=config.new_classifier)
 
 

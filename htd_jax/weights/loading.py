@@ -73,7 +73,8 @@ def load_into(tree: dict, tensors: Tensors, *, source: str | os.PathLike = "the 
         source: what an error calls the tensors.
         backbone_only: True: only the backbone is wanted; False: everything is; 'auto': a source that has nothing else
             is taken for a backbone. Deformable offsets, which no backbone comes with, may then be missing.
-        new_classifier: leave `CLASSIFIERS` as they are where the source's have another number of classes.
+        new_classifier: leave `CLASSIFIERS` as they are where the source's have another number of classes, or it has
+            none.
     Returns:
         A new tree: numpy arrays in the model's layout, and what was left out as it was in `tree`.
     Raises UserError: the first ten tensors that are missing, extra or of another shape, and how many there are.
@@ -94,6 +95,12 @@ def load_into(tree: dict, tensors: Tensors, *, source: str | os.PathLike = "the 
     return traverse_util.unflatten_dict({
         key: leaf if name in left else names.from_checkpoint(path, tensors[name])
         for name, (key, path, leaf) in leaves.items()})
+
+
+def without_classifiers(tree: dict, tensors: Tensors) -> Tensors:
+    """The tensors but for those of `CLASSIFIERS`; `tree` as in `load_into`."""
+    classifiers = {name for name, (_, path, _) in _named(tree).items() if path.startswith(CLASSIFIERS)}
+    return {name: array for name, array in tensors.items() if name not in classifiers}
 
 
 def export(tree: dict) -> Tensors:
@@ -155,10 +162,10 @@ def _backbone(tensors):
 
 
 def _other_classes(other, tensors, shapes, wanted):
-    """All classifier tensors, where every one that differs does so in the number of classes alone; else none."""
+    """All classifier tensors, where every one that differs is missing or of another number of classes; else none."""
     classifier = [name for name, path in wanted.items() if path.startswith(CLASSIFIERS)]
-    differs = [name for name in classifier if name in other]
-    alike = all(tensors[name].shape[1:] == shapes[name][1:] for name in differs)
+    differs = [name for name in classifier if name in other or name not in tensors]
+    alike = all(tensors[name].shape[1:] == shapes[name][1:] for name in differs if name in tensors)
     return classifier if differs and alike else []
 
 

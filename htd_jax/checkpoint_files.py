@@ -1,0 +1,110 @@
+"""A saved step as it lies on disk, WORKDIR/checkpoints/STEP: what travels with it, its score, what counts as damage.
+
+  state/           arrays, by Orbax
+  about/metadata   JSON: `config`, `categories` and `epochs` (seen so far), so that a step can be copied away alone
+  metrics/metrics  JSON: `AP`, once it has been evaluated
+"""
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from orbax.checkpoint import checkpoint_managers as policies
+
+from htd_jax.errors import UserError, one_line
+
+# How TensorStore's errors begin where a file is missing, cut or cannot be parsed; no permission is none of these.
+_DAMAGE = "NOT_FOUND", "OUT_OF_RANGE", "DATA_LOSS", "FAILED_PRECONDITION", "INVALID_ARGUMENT"
+
+
+class Damaged(ValueError):
+    """The files of a checkpoint are not those that were saved."""
+
+
+class BestByAP(policies.PreservationPolicy):
+    """Keeps the checkpoint with the best score, the latest among equals."""
+
+    def __init__(self, folder: pathlib.Path):
+        self._folder = folder
+
+    def should_preserve(self, checkpoints: Sequence, *, context: Any = None) -> Sequence[bool]:
+        scores = [score(self._folder / str(checkpoint.step)) for checkpoint in checkpoints]
+        best = max(((ap, i) for i, ap in enumerate(scores) if ap is not None), default=(None, None))[1]
+        return [i == best for i in range(len(scores))]
+
+
+def score(step: pathlib.Path) -> float | None:
+    """The AP of a saved step, or None."""
+    found = _json(step / "metrics" / "metrics")
+    return found and found["AP"]
+
+
+def write_score(step: pathlib.Path, ap: float) -> None:
+    """Puts the AP beside a step that is on disk, at once whole."""
+    folder = step / "metrics"
+    folder.mkdir(exist_ok=True)
+    new = folder / "metrics.new"
+    new.write_text(json.dumps({"AP": float(ap)}), encoding="utf-8")
+    new.replace(folder / "metrics")
+
+
+def about(step: pathlib.Path) -> dict:
+    """What travels with a saved step; empty for one of an earlier version."""
+    return _json(step / "about" / "metadata") or {}
+
+
+def step_folder(path: str | os.PathLike) -> pathlib.Path:
+    """The folder of one saved step: `path` itself, or the latest of a workdir or its checkpoints/; else UserError."""
+    path = pathlib.Path(path).expanduser().resolve()
+    for folder in (path, path / "checkpoints"):
+        if (folder / "state").is_dir():
+            return folder
+        steps = [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
+        if steps:
+            return folder / str(max(steps))
+    raise UserError(f"{path} has no checkpoint: neither checkpoints/STEP nor one saved step")
+
+
+def find(path: str | os.PathLike, name: str) -> Any:
+    """The content of NAME.json of a workdir or one saved step: the step's own, else that of the file beside it.
+
+    Raises UserError where there is neither.
+    """
+    step = step_folder(path)
+    if name in (own := about(step)):
+        return own[name]
+    for folder in (step, *step.parents[:2]):
+        if (folder / f"{name}.json").is_file():
+            return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    raise UserError(f"{name}.json of the checkpoint {step} is missing; it belongs into {step.parents[1]}")
+
+
+def damage(step: pathlib.Path, error: Exception) -> str:
+    """What is wrong with the files of a step that could not be read, in one line.
+
+    Raises UserError, with its own reason, where the files may well be whole: no permission, no memory, no device, a
+    folder that is not there any more.
+    """
+    try:
+        for folder, _, names in os.walk(step, onerror=_raise):
+            for name in names:
+                with open(os.path.join(folder, name), "rb") as file:
+                    file.read(1)
+    except OSError as unreadable:
+        error = unreadable
+    else:
+        of_files = Damaged, FileNotFoundError, json.JSONDecodeError
+        reasons = [e for e in (error, error.__cause__) if isinstance(e, of_files) or str(e).startswith(_DAMAGE)]
+        if reasons:
+            return one_line(reasons[-1])
+    raise UserError(f"checkpoint {step} cannot be read, though it may be whole, and nothing was changed: "
+                    f"{type(error).__name__} {one_line(error)}") from error
+
+
+def _json(path):
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _raise(error):
+    raise error
