@@ -8,12 +8,11 @@ from collections.abc import Callable
 from absl import flags
 from ml_collections import config_flags
 
-from htd_jax import config as config_lib, recipes
+from htd_jax import command_line, config as config_lib, recipes
 from htd_jax.errors import UserError
 
 _HELP = {"-h", "-help", "--help", "--helpshort", "--helpfull"}
-
-
+_MISSING = "--config is missing; for example --config configs/htd_r50.py"
 _EXAMPLES = dict(checkpoint="runs/r50", workdir="runs/r50", output="exported")
 
 
@@ -23,7 +22,8 @@ def define_config() -> flags.FlagHolder:
 
 
 def run(main: Callable[[list[str]], object], doc: str, config_required: bool = True) -> None:
-    """Parses sys.argv, calls `main(positional arguments)` and ends the process with 2 after bad input of any kind.
+    """Parses sys.argv, calls `main(positional arguments)` and ends the process: with 2 after bad input of any kind,
+    with 130 after Ctrl-C.
 
     Args:
         main: called once --config has been read and checked. May raise UserError.
@@ -34,13 +34,19 @@ def run(main: Callable[[list[str]], object], doc: str, config_required: bool = T
         module = sys.argv[0] if main.__module__ == "__main__" else main.__module__
         print(doc.strip(), flags.FLAGS.module_help(module), sep="\n")
         return
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a notebook's has not
+            stream.reconfigure(errors="replace")  # a name that the terminal cannot show ends no program
     logging.basicConfig(format="%(message)s")
     logging.getLogger("htd_jax").setLevel(logging.INFO)
     try:
-        sys.argv[:] = recipes.complete(sys.argv)  # ml_collections, too, reads sys.argv
+        sys.argv[:] = recipes.complete(command_line.normalised(sys.argv))  # ml_collections, too, reads sys.argv
         main(_parse(sys.argv, config_required))
     except UserError as error:
         sys.exit(fail(error))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 def fail(error: UserError) -> int:
@@ -61,13 +67,15 @@ def check(arguments: list[str], **required: str | None) -> None:
 def _parse(argv, config_required):
     """Returns the positional arguments; whatever absl, ml_collections or the config file raise becomes a UserError."""
     _check_override_names(argv[1:])
+    if config_required and not any(re.match(r"--?config(=|$)", argument) for argument in argv[1:]):
+        raise UserError(_MISSING)  # absl would call its keys unknown flags
     try:
         rest = flags.FLAGS(argv)[1:]
         config = flags.FLAGS.config
         if config is not None:
-            config_lib.validate(config)
+            config_lib.validate(config_lib.expand_home(config))
         elif config_required:
-            raise UserError("--config is missing; for example --config configs/htd_r50.py")
+            raise UserError(_MISSING)
     except UserError:
         raise
     except flags.Error as error:

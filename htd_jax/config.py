@@ -8,6 +8,7 @@ import functools
 import json
 import math
 import operator
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -177,6 +178,14 @@ def flatten(config: ConfigDict | dict) -> dict[str, Any]:
         else:
             flat[key] = _tuples(value)
     return flat
+
+
+def expand_home(config: ConfigDict) -> ConfigDict:
+    """Returns `config` with the home folder in place of `~` in every path."""
+    paths = {key: os.path.expanduser(value) for key, value in flatten(config).items()
+             if isinstance(value, str) and value.startswith("~") and key != "compilation_cache"}
+    config.update_from_flattened_dict(paths)
+    return config
 
 
 def validate(config: ConfigDict) -> ConfigDict:

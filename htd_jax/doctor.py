@@ -56,7 +56,10 @@ def check(config: ConfigDict | None = None, show: Callable[[str], object] = prin
     `report`: where to write a page of samples of the data, None for nowhere.
     """
     checks = [python(), requirements(), optional(), devices(), forms(), memory()]
-    checks += [data(config, "train"), data(config, "val"), inspect(config, report), start(config)] if config else []
+    opened = {}
+    if config:
+        checks += [data(config, "train", opened), data(config, "val", opened), agreement(opened)]
+        checks += [inspect(config, report), start(config)]
     for state, what, remark in itertools.chain(*checks):
         show(f"{state:<5} {what:<24} {remark}")
         yield state, what, remark
@@ -71,7 +74,7 @@ def python() -> Results:
 
 def requirements(path: pathlib.Path = _REQUIREMENTS) -> Results:
     """The packages of requirements.txt, of the installed package where there is none, and whether they are tested."""
-    lines = path.read_text().splitlines() if path.is_file() else importlib.metadata.requires("htd_jax")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else importlib.metadata.requires("htd_jax")
     for line in lines:
         if wanted := _requirement(line):
             yield _installed(wanted)
@@ -187,13 +190,16 @@ def _at_least(value, limit, what, otherwise):
     return (OK, what, f"{value:.1f} GiB") if value >= limit else (WARN, what, f"{value:.1f} GiB; {otherwise}")
 
 
-def data(config: ConfigDict, split: str) -> Results:
-    """One split of a configuration's data: that it opens, its classes, and three images."""
-    from htd_jax.data import open_dataset
+def data(config: ConfigDict, split: str, opened: dict | None = None) -> Results:
+    """One split of a configuration's data, which is put into `opened`: that it opens, what it has, its images."""
+    from htd_jax.data import checks, open_dataset
     what = f"data, {split}"
+    if split == "val" and config.data.source == "coco" and not config.data.val.annotations:
+        yield OK, what, "there is none: training ends without a score"
+        return
     try:
         dataset = open_dataset(config, split)
-        yield OK, what, f"{len(dataset)} images, {len(dataset.categories)} classes"
+        yield OK, what, checks.describe(dataset)
         for i in sorted({0, len(dataset) // 2, len(dataset) - 1}):
             dataset.image(i)
     except UserError as error:
@@ -203,10 +209,26 @@ def data(config: ConfigDict, split: str) -> Results:
         yield FAIL, what, f"{error}: pip install -r requirements.txt"
         return
     yield OK, f"images, {split}", "the first, the middle and the last can be read"
+    (opened if opened is not None else {})[split] = dataset
     classes, count = config.model.num_classes, len(dataset.categories)
     if classes not in (None, count):
         yield FAIL, f"classes, {split}", (f"config.model.num_classes is {classes}, but the annotations have {count}; "
                                           "leave it unset to take theirs")
+
+
+def agreement(opened: dict) -> Results:
+    """That the classes of training and validation can be matched, as training does it."""
+    if len(opened) < 2:
+        return
+    from htd_jax.data import classes
+    train, val = (opened[split].categories for split in ("train", "val"))
+    try:
+        labels = classes.label_map(train, val, "the training set", "the validation set")
+    except UserError as error:
+        yield FAIL, "classes", str(error)
+        return
+    if (labels < 0).any() or len(labels) < len(val):
+        yield WARN, "classes", f"{len(labels)} in training, {len(val)} in validation; they are matched by name"
 
 
 def inspect(config: ConfigDict, report: str | os.PathLike | None = None) -> Results:

@@ -60,7 +60,7 @@ def export(config: ConfigDict, checkpoint: str | os.PathLike, output: str | os.P
     with writing_to(f"--output {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "detect.stablehlo").write_bytes(program.serialize())
-        (folder / "labels.json").write_text(json.dumps(about, indent=1) + "\n")
+        (folder / "labels.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
 
 def batch_of(image: UInt8[Array, "B H W 3"], size: Int32[Array, "B 2"]) -> dict[str, Array]:

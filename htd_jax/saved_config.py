@@ -8,4 +8,4 @@ from htd_jax import config as config_lib
 
 def get_config(path: str) -> ConfigDict:
     """Reads a config.json; UserError where it cannot be used."""
-    return config_lib.from_json(pathlib.Path(path).read_text())
+    return config_lib.from_json(pathlib.Path(path).read_text(encoding="utf-8"))

@@ -60,15 +60,25 @@ def devices(count):
     return {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
 
 
-def test_sigterm_saves_and_ends_cleanly(data, tmp_path):
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_ends_cleanly(data, tmp_path, sent):
     process = start(data, tmp_path, total_steps=10**6, checkpoint_every=10**6)
     wait_for_step(tmp_path, 3, process)
-    process.send_signal(signal.SIGTERM)
-    assert "stopped by SIGTERM after step" in finish(process)
+    process.send_signal(sent)
+    assert f"stopped by {sent.name} after step" in finish(process)
     done = rows(tmp_path)[-1]["step"]
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == [str(done)]
     assert f"resuming from step {done}" in finish(start(data, tmp_path, total_steps=done + 2))
     assert [row["step"] for row in rows(tmp_path)] == list(range(1, done + 3))
+
+
+def test_a_second_signal_ends_at_once():
+    program = ("from signal import SIGINT, raise_signal; from htd_jax.training.guards import Preemption\n"
+               "with Preemption() as p:\n raise_signal(SIGINT); print(p.reached(1), p.signal, flush=True)\n"
+               " raise_signal(SIGINT); print('still here')")
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=stand_in.ROOT, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "True SIGINT\n", "")
 
 
 def assert_kills_cost_nothing(data, tmp_path, times, total):
@@ -137,10 +147,11 @@ def test_two_processes_are_the_same_run_and_leave_one_set_of_files(data, tmp_pat
     assert len(list((tmp_path / "two").glob("events.*"))) == 2  # one a start
 
 
-def test_sigterm_to_one_of_two_processes_ends_both_at_one_step(data, tmp_path):
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_one_of_two_processes_ends_both_at_one_step(data, tmp_path, sent):
     both = two_processes(data, tmp_path, total_steps=10**6, checkpoint_every=10**6)
     wait_for_step(tmp_path, 3, both[0])
-    both[1].send_signal(signal.SIGTERM)
+    both[1].send_signal(sent)
     for process in both:
         finish(process)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == [str(rows(tmp_path)[-1]["step"])]

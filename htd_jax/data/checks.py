@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from htd_jax.data import images
-from htd_jax.data.records import Dataset, Images
+from htd_jax.data.records import Dataset
 from htd_jax.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -51,6 +51,12 @@ def check_used(where: str, used: Int[np.ndarray, " used"], crowd: Bool[np.ndarra
         log.warning("%s: of %d boxes some are not used: %s", where, len(boxes), ", ".join(fallen))
 
 
+def check_learnable(dataset: Dataset) -> None:
+    """Raises UserError where a training set of any source has no box but crowds."""
+    if not any((~dataset.record(i).crowd).any() for i in range(len(dataset))):
+        raise UserError("the training set has no box that can be learned from")
+
+
 def warn_without_boxes(validation: Dataset) -> None:
     """Warns where a validation set has nothing to be found."""
     if not any((~validation.record(i).crowd).any() for i in range(len(validation))):
@@ -82,12 +88,6 @@ def check_files(folder: str | os.PathLike, names: Sequence[str], sizes: Int[np.n
     if errors:
         more = f" ({len(errors)} of {len(names)} images cannot be used)" if len(errors) > 1 else ""
         raise UserError(f"{errors[0]}{more}; replace the file, or remove its image from the annotations")
-
-
-def check_readable(dataset: Images) -> None:
-    """Decodes the first, the middle and the last image of a data set; raises UserError where one cannot be read."""
-    for i in sorted({0, len(dataset) // 2, len(dataset) - 1} if len(dataset) else ()):
-        dataset.image(i)
 
 
 def _counts(faults):

@@ -32,7 +32,7 @@ class CocoDataset:
           training: whether to filter images.
         Raises UserError: a file, key, category or value is missing or impossible, or no usable image is left.
         """
-        self._annotations, self._folder = pathlib.Path(annotations).expanduser(), pathlib.Path(folder).expanduser()
+        self._annotations, self._folder = (pathlib.Path(os.path.expanduser(path)) for path in (annotations, folder))
         self._where = f"annotation file {annotations}"
         file = coco_json.read(self._annotations)
         if training and file.annotations is None:
@@ -62,6 +62,8 @@ class CocoDataset:
     def from_config(cls, config: ConfigDict, split: str) -> "CocoDataset":
         """`config.data.train` or `config.data.val`: annotations and images."""
         source = config.data[split]
+        if not source.annotations:
+            raise UserError(f"config.data.{split}.annotations is empty: give the path of a COCO JSON")
         return cls(source.annotations, source.images, training=split == "train")
 
     def __len__(self) -> int:

@@ -63,8 +63,9 @@ def make_record(image_id: int, name: str, size: tuple[int, int], boxes: Sequence
 
 
 def find_images(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The image files of a folder and its subfolders, by name."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in images.EXTENSIONS and path.is_file())
+    """The image files of a folder and its subfolders, by name, but for hidden ones ("._IMG.jpg" of a Mac)."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in images.EXTENSIONS and path.is_file()
+                  and not path.name.startswith("."))
 
 
 def relative(path: pathlib.Path, root: pathlib.Path) -> str:

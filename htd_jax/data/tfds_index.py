@@ -39,7 +39,7 @@ class Fields:
 
 def find_set(name: str, folder: str | os.PathLike) -> pathlib.Path:
     """Directory of the newest prepared version of the TFDS set `name` ("coco/2017") under the data dir `folder`."""
-    root = pathlib.Path(folder or tfds.core.constants.DATA_DIR).expanduser() / name
+    root = pathlib.Path(os.path.expanduser(folder or tfds.core.constants.DATA_DIR)) / name
     if (root / "dataset_info.json").is_file():  # name ends in the version
         return root
     versions = [path.parent for path in root.glob("*/dataset_info.json")
@@ -128,7 +128,7 @@ def load_index(builder: tfds.core.DatasetBuilder, split: str, fields: Fields, re
     """
     info, directory = builder.info.splits[split], pathlib.Path(builder.data_dir)
     state = f"1 {info.num_examples} {info.num_bytes} {list(info.shard_lengths)}"
-    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "htd_jax" / "tfds"
+    cache = pathlib.Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME", "~/.cache"))) / "htd_jax" / "tfds"
     key = hashlib.sha256(os.fspath(directory.resolve()).encode()).hexdigest()[:16]
     places = (directory / f"detection_index-{split}.npz", cache / f"{key}-{split}.npz")
     for place in places:

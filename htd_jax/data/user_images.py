@@ -102,7 +102,7 @@ def _expanded(item):
     """A folder's images by name; anything else as it is, paths as pathlib.Path."""
     if not isinstance(item, (str, os.PathLike)):
         return [item]
-    path = pathlib.Path(item).expanduser()
+    path = pathlib.Path(os.path.expanduser(item))
     if not path.is_dir():
         return [path]
     entries = sorted(p for p in path.iterdir() if not p.name.startswith("."))  # "._IMG.jpg" is a Mac's, no image

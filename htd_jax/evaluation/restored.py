@@ -10,12 +10,15 @@ import numpy as np
 from jaxtyping import Int32
 from ml_collections import ConfigDict
 
+from htd_jax import config as config_lib, mesh
 from htd_jax.data import classes, coco_classes
 from htd_jax.errors import UserError
 from htd_jax.models import functional
 from htd_jax.weights import loading
 
 log = logging.getLogger(__name__)
+_DECIDING = "model.", "test.", "data.pad_to", "dtype"  # keys on which detections depend
+_HARMLESS = "test.batch_size", "model.roi_align"
 
 
 def restore(config: ConfigDict, source: str | os.PathLike) -> dict:
@@ -28,6 +31,8 @@ def restore(config: ConfigDict, source: str | os.PathLike) -> dict:
       Pure dict of float32 arrays on the default device: `functional.functions(config).detect` takes `(it,)`.
     Raises UserError: the checkpoint cannot be read, or is of another model; lists the tensors that do not fit.
     """
+    mesh.find_devices()
+    _say_differences(config, source)
     tensors = loading.load_tensors(source)
     if config.model.num_classes is None:
         config.model.num_classes = loading.num_classes(tensors)
@@ -55,6 +60,23 @@ def check_classes(wanted: Sequence[tuple[int | str, str]], config: ConfigDict,
     if config.model.num_classes != len(wanted):
         raise UserError(f"{source} has {config.model.num_classes} classes, but the annotations list {len(wanted)}")
     return None
+
+
+def _say_differences(config, source):
+    """Warns of keys that change detections and are not as in the run that a checkpoint is of."""
+    if not pathlib.Path(source).is_dir():
+        return
+    from htd_jax import checkpoints
+    try:
+        run = config_lib.flatten(checkpoints.load_config(source))
+    except UserError:  # a step that was copied alone, or a key of another version
+        return
+    given = config_lib.flatten(config)
+    given["test.score"] = max(given["test.score"], run["test.score"])  # predict.py lowers it to what is shown
+    differing = [f"{key} {value} (the run's: {run[key]})" for key, value in given.items()
+                 if key.startswith(_DECIDING) and key not in _HARMLESS and value not in (None, run[key])]
+    if differing:
+        log.warning("not as in the run of %s: %s", source, ", ".join(differing))
 
 
 def _stored_categories(source):

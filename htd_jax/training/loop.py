@@ -47,7 +47,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict | None:
     Raises UserError for everything that a user can fix. A start that trains nothing changes nothing.
     """
     # ---- data: errors in it are found before a device is touched
-    workdir = pathlib.Path(workdir).expanduser().absolute()
+    workdir = pathlib.Path(os.path.expanduser(workdir)).absolute()
     dataset, validation, labels = open_data(config, workdir)
 
     # ---- devices
@@ -191,6 +191,7 @@ def open_data(config: ConfigDict, workdir: pathlib.Path) -> tuple[Dataset, Datas
     validation = data_lib.open_dataset(config, "val") if validates else None
     if len(dataset) == 0:
         raise UserError("the training set has no image that can be trained on")
+    checks.check_learnable(dataset)
     labels = None
     if validation:
         labels = classes.scored_labels(dataset.categories, validation.categories, "the training set",
