@@ -2,19 +2,22 @@
 import os
 from collections.abc import Iterator
 
+from htd_jax.data.box_inspection import FAIL, OK, WARN
 from htd_jax.data.inspection import Inspected
 from htd_jax.errors import UserError
 from htd_jax.evaluation import pages
 
 SAMPLES = 200  # images of each split; those that a finding names come first
 _NAMED = 20  # images of one finding
+_STATES = (FAIL, WARN, OK)
 
 
 def write(path: str | os.PathLike, inspected: dict[str, Inspected]) -> None:
     """Writes the page of what `inspection.inspect` returned."""
     names = next(([name for _, name in each.content.categories] for each in inspected.values()), [])
     rows = [row for split, each in inspected.items() for row in _rows(split, each)]
-    findings = [(split, state, remark) for split, each in inspected.items() for state, remark, _ in each.findings]
+    findings = sorted(((split, state, remark) for split, each in inspected.items()
+                       for state, remark, _ in each.findings), key=lambda finding: _STATES.index(finding[1]))
     data = dict(names=names, findings=findings, detects=False, kinds=(), rows=list(pages.within_budget(rows)))
     counts = ", ".join(f"{split}: {len(each.content.names)} images, {len(each.content.boxes)} boxes"
                        for split, each in inspected.items())
@@ -43,7 +46,7 @@ def _pair(content, row, note):
         try:
             image = content.read(row)
         except UserError as error:
-            return dict(plain, note=f"{note} ({error})")
+            return dict(plain, note=note if str(error) in note else f"{note} ({error})")
         height, width = image.shape[:2]
         box = lambda k: pages.thousandths(content.boxes[k], width, height)
         known = [k for k in own if (content.boxes[k] == content.boxes[k]).all()]  # not NaN

@@ -121,6 +121,10 @@ function slider() {
   return make("label", {}, "score ≥ ", text, " ", input);
 }
 
+function key(name, colour, line = "solid") {
+  return make("span", {}, make("i", {style: `border: 2px ${line} ${colour}`}), name);
+}
+
 function gallery() {
   state.score = DATA.detects ? Math.floor(DATA.threshold * 1000 + 1e-9) : 0;
   const classes = DATA.names.map((name, i) => [i, name]);
@@ -131,8 +135,9 @@ function gallery() {
     controls.push(choice("kind", [[-1, "all errors"], ...kinds], value => { state.kind = +value; }),
       choice("order", [["errors", "most errors first"], ["f1", "lowest F1 first"], ["name", "by name"]],
         value => { state.order = value; }));
-    put("legend", ...KIND_NAMES.map((name, i) => make("span", {}, make("i", {style: `border-color:${KIND_COLOURS[i]}`}), name)),
-      make("span", {}, make("i", {style: "border:2px dashed #888"}), "object that was found, or crowd"));
+    put("legend", ...KIND_NAMES.map((name, i) => key(name, KIND_COLOURS[i])), key("object that was found, or crowd", "#888", "dashed"));
+  } else {
+    put("legend", ...DATA.names.slice(0, COLOURS.length).map((name, i) => key(name, COLOURS[i])));
   }
   put("controls", ...controls);
   document.getElementById("more").onclick = () => { state.shown += PAGE; refresh(); };
