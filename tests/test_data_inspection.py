@@ -159,6 +159,33 @@ def test_an_open_data_set_and_its_file_say_the_same(folder):
     assert (a.names, a.paths) == (b.names, b.paths) and len(file_inspection.look(a, "")) == 20
 
 
+def test_one_folder_is_inspected_as_its_layout(tmp_path):
+    for split in ("train", "val"):
+        synthetic_coco.write(tmp_path / split, seed=len(split))
+        (tmp_path / split / "annotations.json").rename(tmp_path / split / "_annotations.coco.json")
+        [path.rename(tmp_path / split / path.name) for path in (tmp_path / split / "images").iterdir()]
+    config = default_config()
+    config.data.root = str(tmp_path)
+    inspected = inspection.inspect(config, ANCHORS)
+    assert [each.content.paths[0] for each in inspected.values()] == [
+        tmp_path / split / "000100.jpg" for split in ("train", "val")]
+    assert {state for each in inspected.values() for state, _, _ in each.findings} == {"ok", "warn"}
+
+
+def test_yolo_folders_are_inspected_by_their_boxes(tmp_path):
+    for split in ("train", "val"):
+        for kind in ("images", "labels"):
+            (tmp_path / kind / split).mkdir(parents=True)
+        Image.new("RGB", (100, 80)).save(tmp_path / "images" / split / "a.png")
+        (tmp_path / "labels" / split / "a.txt").write_text("0 .5 .5 .2 .25\n")
+    (tmp_path / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [cat]\n")
+    config = default_config()
+    config.data.root = str(tmp_path)
+    train, val = inspection.inspect(config, ANCHORS).values()
+    assert train.content.boxes.tolist() == [[40, 30, 20, 20]] and train.files[0].fault == ""
+    assert any("1 of 1 validation images are training images too" in remark for _, remark, _ in val.findings)
+
+
 def test_sources_without_files_are_inspected_too():
     config = default_config()
     config.data.source = "demo"

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from htd_jax.data import box_inspection, file_inspection, layouts, open_dataset
 from htd_jax.data.box_inspection import Finding
+from htd_jax.data.coco_folder import CocoFolder
 from htd_jax.data.content import Content, of_dataset, read_coco
 from htd_jax.data.file_inspection import File
 from htd_jax.errors import UserError
@@ -46,8 +47,9 @@ def open_content(config: ConfigDict, split: str) -> Content:
     data = config.data
     if data.source == "coco" and (not data.root or layouts.is_set(data[split])):
         return read_coco(data[split].annotations, data[split].images)
-    dataset = open_dataset(config, split)
     if not data.root or data.source not in ("coco", "yolo", "voc"):
-        return of_dataset(dataset)
-    folder, name, _ = layouts.place(config, split)
-    return of_dataset(dataset, folder.image_root(name))
+        return of_dataset(open_dataset(config, split))
+    folder, name, holds_out = layouts.place(config, split)
+    if isinstance(folder, CocoFolder) and not holds_out and name in folder.places:
+        return read_coco(*folder.places[name])
+    return of_dataset(open_dataset(config, split), folder.image_root(name))
