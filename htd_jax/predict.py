@@ -8,6 +8,8 @@ A workdir or one of its saved steps brings its own configuration where --config 
 Prints a line for each image. The output folder gets each image with its detections drawn on it, and detections.json.
 Images that cannot be read are named and skipped; the exit status is then 2.
 """
+import sys
+
 from absl import flags
 
 from htd_jax import cli
@@ -21,7 +23,7 @@ def main(arguments: list[str]) -> None:
     cli.check([], checkpoint=args.checkpoint)
     from htd_jax.data.user_images import UserImages  # after the command line is checked: the imports take seconds
     from htd_jax.detector import Detector
-    from htd_jax.evaluation import prediction_folder
+    from htd_jax.evaluation import prediction_folder, restored
 
     # ---- images: errors in them are found before the model is loaded
     images = UserImages(arguments)
@@ -31,6 +33,9 @@ def main(arguments: list[str]) -> None:
     config = args.config
     config.test.score = min(config.test.score, args.score)
     detector = Detector.from_checkpoint((config, args.checkpoint))
+
+    if best := restored.best_score(args.checkpoint):
+        print(f"showing scores from {args.score:g} on; F1 was greatest at {best[0]:.3f} ({best[1]})", file=sys.stderr)
 
     # ---- detections, in the order in which images are processed
     for i, result in detector.stream(images, args.score):

@@ -28,7 +28,7 @@ class Images:
         return Record(i, f"{i}<.jpg", 60, 80, boxes, np.zeros(len(boxes), np.int32), np.arange(len(boxes)) == 1)
 
     def image(self, i):
-        return np.full((60, 80, 3), 40 * i, np.uint8)
+        return np.full((60, 80, 3), 40 * i % 256, np.uint8)
 
     def ground_truth(self):
         return coco_ground_truth(self)

@@ -1,6 +1,7 @@
 """Drawings of any size: boxes where they belong, labels inside the image, sheets of the right shape."""
 import numpy as np
 import pytest
+import report_case
 from PIL import Image
 
 from htd_jax.evaluation import drawing
@@ -64,3 +65,14 @@ def test_a_grid_fits_every_picture_into_its_cell():
     assert sheet.getpixel((158, 128)) == (255, 255, 255)
     with pytest.raises(ValueError):
         drawing.grid([])
+
+
+def test_samples_come_from_all_over_a_set_with_the_detections_that_are_drawn():
+    dataset = report_case.Images(13)
+    rows = [{"boxes": report_case.BOX, "labels": np.int32([0]), "scores": np.float32([score])}
+            for score in np.linspace(0, 1, 13)]
+    pictures = drawing.samples(dataset, rows)
+    assert list(pictures) == ["0<.jpg", "3<.jpg", "6<.jpg", "9<.jpg", "12<.jpg"]
+    right = [np.asarray(picture)[:, 330:] for picture in pictures.values()]
+    assert [(half == drawing.colour(0)).all(2).any() for half in right] == [False, False, True, True, True]
+    assert drawing.samples(report_case.Images(0), []) == {}

@@ -11,7 +11,7 @@ import report_case
 from ml_collections import ConfigDict
 from PIL import Image
 
-from htd_jax.evaluation import coco, image_rows, matches, pages, report, run_logs
+from htd_jax.evaluation import coco, image_rows, matches, pages, report, restored, run_logs
 
 
 def data_of(path):
@@ -112,3 +112,13 @@ def test_training_logs_are_thinned_and_a_cut_off_line_is_left_out(tmp_path):
     assert list(logs["losses"]) == ["loss"] and logs["losses"]["loss"][:2] == [[1, 1], [4, .25]]
     assert 300 < len(logs["losses"]["loss"]) <= 400 and logs["scores"] == {"AP": [[500, .25]]}
     assert run_logs.read(None) is None and run_logs.read(tmp_path / "weights.pth") is None
+
+
+def test_the_best_score_of_a_workdir_is_proposed(tmp_path):
+    (tmp_path / "eval").mkdir()
+    assert restored.best_score(tmp_path) is None and restored.best_score("weights.pth") is None
+    path = tmp_path / "eval" / "metrics.json"
+    path.write_text(json.dumps(report_case.metrics()))
+    assert restored.best_score(tmp_path) == (.6, path)
+    path.write_text(json.dumps({"best_f1_score_threshold": -1}))
+    assert restored.best_score(tmp_path) is None

@@ -51,6 +51,8 @@ def test_what_a_run_leaves(data, tmp_path, capsys):
     assert list(run.glob("events.out.tfevents.*"))
     printed = capsys.readouterr()
     assert "AP50" in printed.out and "step 3/7: loss" in printed.err and "images/s" in printed.err
+    assert printed.err.endswith(f"the last evaluation: {run}/eval/report.html\n")
+    assert b"images/0.png" in next(run.glob("events.out.tfevents.*")).read_bytes()
     tree = checkpoints.restore_params(run)
     assert tree["head"]["fcs"][0]["kernel"].shape == (12, 2) and tree["mean"].shape == (12,)
 

@@ -1,8 +1,10 @@
 """Logs: honest time, rows that continue where the run resumes, events for TensorBoard."""
+import io
 import json
 import struct
 
 import pytest
+from PIL import Image
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from htd_jax.errors import UserError
@@ -81,3 +83,13 @@ def test_events_for_tensorboard(tmp_path):
     assert (restart.step, restart.session_log.status) == (8, SessionLog.START)
     assert scalars.step == 8
     assert {v.tag: v.simple_value for v in scalars.summary.value} == {"train/loss": 0.5, "eval/AP": 0.25}
+
+
+def test_pictures_for_tensorboard(tmp_path):
+    board = Board(tmp_path, start=0)
+    board.pictures(3, {"images/a.jpg": Image.new("RGB", (2000, 50), (255, 0, 0))})
+    *_, event = events(next(tmp_path.glob("events.out.tfevents.*")))
+    value, = event.summary.value
+    assert event.step == 3 and value.tag == "images/a.jpg" and (value.image.width, value.image.height) == (1000, 25)
+    shown = Image.open(io.BytesIO(value.image.encoded_image_string))
+    assert shown.size == (1000, 25) and shown.getpixel((5, 5)) == (255, 0, 0)

@@ -83,6 +83,19 @@ def write_sheet(path: str | os.PathLike, dataset: Dataset, detections: list[dict
         grid(images, columns=4, cell=(448, 448)).save(path)
 
 
+def samples(dataset: Dataset, detections: list[dict[str, np.ndarray]], count: int = 6) -> dict[str, Image.Image]:
+    """{name of the file: its ground truth beside its detections of at least `THRESHOLD`} of images from all over a set.
+
+    `detections`: of every image, as `runner.collect` gives them.
+    """
+    names, pictures = [category.name for category in dataset.categories], {}
+    for i in range(0, len(dataset), max(1, -(-len(dataset) // count))):
+        record, image = dataset.record(i), dataset.image(i)
+        truth = draw(image, record.boxes, record.labels, None, names)
+        pictures[record.name] = beside(("ground truth", truth), ("detections", _claims(image, detections[i], names)))
+    return pictures
+
+
 def _claims(image, found, names):
     shown = np.asarray(found["scores"]) >= THRESHOLD
     boxes, labels, scores = (np.asarray(found[name])[shown] for name in ("boxes", "labels", "scores"))

@@ -1,4 +1,5 @@
 """A detector restored from a checkpoint: its weights, and what its labels mean."""
+import json
 import logging
 import os
 import pathlib
@@ -88,3 +89,12 @@ def _stored_categories(source):
     if found is None:
         log.warning("%s has no names of its classes: they are taken in the order of the annotations", source)
     return found
+
+
+def best_score(source: str | os.PathLike) -> tuple[float, pathlib.Path] | None:
+    """The score with the best F1 in the last evaluation of a workdir, and the file that says so; None without one."""
+    path = pathlib.Path(source) / "eval" / "metrics.json"
+    if not path.is_file():
+        return None
+    score = json.loads(path.read_text()).get("best_f1_score_threshold", -1)
+    return (score, path) if score >= 0 else None

@@ -8,11 +8,15 @@ import math
 import pathlib
 import time
 
-from tensorboardX import event_file_writer
+import numpy as np
+from PIL import Image
+from tensorboardX import event_file_writer, summary
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from htd_jax.errors import writing_to
+
+WIDEST = 1000  # pixels of a picture's longer side
 
 
 class Rows:
@@ -50,6 +54,13 @@ class Board:
         scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
         with writing_to(f"the log {self._folder}"):
             self._write(Event(step=step, summary=Summary(value=scalars)))
+
+    def pictures(self, step: int, pictures: dict[str, Image.Image]) -> None:
+        """Adds pictures by their tags; a wide one is shrunk."""
+        for tag, picture in pictures.items():
+            picture.thumbnail((WIDEST, WIDEST))
+            with writing_to(f"the log {self._folder}"):
+                self._write(Event(step=step, summary=summary.image(tag, np.asarray(picture), dataformats="HWC")))
 
     def _write(self, event):
         event.wall_time = time.time()

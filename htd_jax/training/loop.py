@@ -17,7 +17,7 @@ from htd_jax import data as data_lib, mesh as mesh_lib
 from htd_jax.checkpoints import Checkpoints, write_about
 from htd_jax.data import Dataset, checks, classes, pipeline
 from htd_jax.errors import UserError, writing_to
-from htd_jax.evaluation import coco, runner
+from htd_jax.evaluation import coco, drawing, runner
 from htd_jax.models import functional
 from htd_jax.training import (
     guards,
@@ -90,13 +90,13 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict | None:
         batches = stack.enter_context(contextlib.closing(Prefetch(stream, functools.partial(_to_devices, mesh=mesh))))
         metrics = run(
             state, start, total, config, step_fn=step_fn, batches=batches, checkpoints=checkpoints, logbook=logbook,
-            evaluate=validator(functions, validation, config, mesh, workdir, total, labels),
+            evaluate=validator(functions, validation, config, mesh, workdir, total, labels, logbook.pictures),
             about=functools.partial(_about, config, dataset.categories, first, steps_per_epoch),
             skipped=pipeline.SkippedImages(dataset),
             guard=functools.partial(guards.check_finite, dataset=dataset, workdir=workdir),
             preemption=stack.enter_context(guards.Preemption()))
-    if metrics and main:
-        _show(metrics)
+    if main:
+        _show(metrics, workdir)
     return metrics
 
 
@@ -218,17 +218,18 @@ def show_finished(workdir: pathlib.Path, start: int, total: int) -> dict | None:
     if jax.process_index() == 0:
         evaluated = f"; evaluated at step {metrics['step']}" if metrics else ""
         print(f"finished: step {start} of {total}{evaluated}", file=sys.stderr)
-        if metrics:
-            _show(metrics)
+        _show(metrics, workdir)
     return metrics
 
 
 def validator(functions: functional.Functions, validation: Dataset | None, config: ConfigDict, mesh: Mesh,
-              workdir: pathlib.Path, total: int, labels: Labels | None = None) -> Callable | None:
+              workdir: pathlib.Path, total: int, labels: Labels | None = None,
+              show: Callable | None = None) -> Callable | None:
     """Returns (step, state) -> metrics, or None where there is nothing to validate on.
 
     The averaged weights are evaluated where the run has them. The last evaluation leaves its files in WORKDIR/eval.
-    `labels`: the label in the validation set of each of the run's classes.
+    `labels`: the label in the validation set of each of the run's classes. `show`: called on process 0 with (step, some
+    pictures with their detections, by name).
     """
     if validation is None:
         return None
@@ -237,8 +238,9 @@ def validator(functions: functional.Functions, validation: Dataset | None, confi
     def evaluate(step, state):
         weights = mesh_lib.local_copies((state.get("ema", state["params"]), state["frozen"]), mesh)
         output = workdir / "eval" if step == total else None
-        return runner.evaluate(functools.partial(detect_fn, weights), validation, config, output, mesh,
-                               labels)
+        watch = show and (lambda detections: show(step, drawing.samples(validation, detections)))
+        return runner.evaluate(functools.partial(detect_fn, weights), validation, config, output, mesh, labels, workdir,
+                               watch)
 
     return evaluate
 
@@ -263,5 +265,11 @@ def _about(config, categories, first, steps_per_epoch, step):
                 epochs=(step - first) / steps_per_epoch)
 
 
-def _show(metrics):
-    print("\n".join(f"{name:>5} {metrics[name]:.4f}" for name in coco.METRICS))
+def _show(metrics, workdir):
+    """The numbers, where there are some, and where everything is."""
+    if metrics:
+        print("\n".join(f"{name:>5} {metrics[name]:.4f}" for name in coco.METRICS))
+    print(f"checkpoints, metrics.jsonl and config.json: {workdir} (curves: tensorboard --logdir {workdir})",
+          file=sys.stderr)
+    if (report := workdir / "eval" / "report.html").is_file():
+        print(f"numbers, errors and images of the last evaluation: {report}", file=sys.stderr)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import jax
+from PIL import Image
 from tqdm import tqdm
 
 from htd_jax.training.logfiles import Board, Rows
@@ -98,6 +99,11 @@ class Logbook:
         self._evaluations.append(dict(step=step) | numbers)
         self.say(f"step {step}: AP {metrics['AP']:.4f}, AP50 {metrics['AP50']:.4f}")
         self._plot(step, {f"eval/{name}": value for name, value in numbers.items()})
+
+    def pictures(self, step: int, pictures: dict[str, Image.Image]) -> None:
+        """Shows pictures on TensorBoard, each under its name."""
+        if self._board:
+            self._board.pictures(step, {f"images/{name}": picture for name, picture in pictures.items()})
 
     def say(self, line: str) -> None:
         """Prints a line without breaking the progress bar."""
