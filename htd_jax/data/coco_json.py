@@ -76,7 +76,7 @@ def read(path: str | os.PathLike) -> File:
         category.name = str(category.name)
     for image in file.images:
         image.file_name = str(image.file_name)
-        if image.height < 1 or image.width < 1:
+        if not (1 <= image.height < 2**31 and 1 <= image.width < 2**31):
             raise UserError(f"{where}: image {image.file_name} is {image.width} x {image.height} pixels "
                             "(width x height)")
     _check_ids(where, "images", [image.id for image in file.images], [image.file_name for image in file.images])

@@ -152,8 +152,16 @@ def _complete(data):
     if data[:2] == b"\xff\xd8":
         return data.rfind(b"\xff\xd9", _scan_start(data)) >= 0
     if data[:8] == b"\x89PNG\r\n\x1a\n":
-        return data.rfind(b"IEND") >= 0
+        return _has_all_chunks(data)
     return True
+
+
+def _has_all_chunks(data):
+    """Whether a PNG's chunks follow each other up to its end; of one that claims 4 GB OpenCV would make room for them."""
+    at = 8
+    while at + 8 <= len(data) and data[at + 4 : at + 8] != b"IEND":
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
+    return at + 8 <= len(data)
 
 
 def _scan_start(data):

@@ -4,6 +4,7 @@ Splits are the lists in ImageSets/Main, or the folders train, valid and test; wi
 The classes are those that occur, in alphabetical order. An object that is `difficult` is treated as COCO's crowds are:
 not trained on, and neither found nor missed in evaluation. Coordinates count from 1, as VOC's do.
 """
+import contextlib
 import os
 import pathlib
 import xml.etree.ElementTree as ElementTree
@@ -14,6 +15,7 @@ from htd_jax.data.listed import Box, ListedDataset, find_images, make_record, re
 from htd_jax.errors import UserError
 
 SPLITS = {"train": ("train", "trainval"), "val": ("val", "valid"), "test": ("test",)}  # split -> lists and folders
+_MOST = 2**31  # pixels
 
 
 class Annotation(NamedTuple):
@@ -99,10 +101,10 @@ def _number(node, path, where):
     text = node.findtext(path)
     if text is None or not text.strip():
         raise UserError(f"{where} has no <{path.replace('/', '><')}>; add it, in pixels")
-    try:
-        return float(text)
-    except ValueError:
-        raise UserError(f"{where}: <{path.replace('/', '><')}> is {text!r}, not a number of pixels") from None
+    with contextlib.suppress(ValueError):
+        if abs(number := float(text)) < _MOST:  # nor is nan
+            return number
+    raise UserError(f"{where}: <{path.replace('/', '><')}> is {text!r}, not a number of pixels")
 
 
 def _listed(base):

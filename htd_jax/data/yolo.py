@@ -66,7 +66,7 @@ class YoloFolder:
         base = self.root / str(self._content.get("path") or "")
         inner = pathlib.Path(*[part for part in pathlib.PurePath(given).parts if part != ".."])
         tried = [base / given, self.root / given, self.root / inner]
-        found = next((place for place in tried if place.exists()), None)
+        found = next((place for place in tried if os.path.exists(place)), None)
         if found is None:
             raise UserError(f"{self.path} says {given!r}, but {tried[0]} does not exist; correct the path there")
         return found
@@ -109,7 +109,7 @@ def _row(words, where, classes):
     except ValueError:
         raise UserError(f"{where}: {' '.join(words)[:60]!r} are not numbers; write `class cx cy w h`, the class as its "
                         "number in data.yaml, counted from 0") from None
-    if label != int(label) or not 0 <= label < classes:
+    if label not in range(classes):
         raise UserError(f"{where}: class {words[0]}, but data.yaml lists {classes}, numbered 0 to {classes - 1}; "
                         "add it there or correct the line")
     if len(values) != 4 and (len(values) < 6 or len(values) % 2):
