@@ -87,6 +87,9 @@ def test_voc_without_lists_holds_images_out_by_name_and_seed(folder):
     names = layouts.names_of(val)
     assert len(names) == 4 and not set(names) & set(layouts.names_of(train))
     assert set(names) == set(layouts.names_of(open_dataset(c, "val")))
+    c.data.val.annotations = ""  # no validation: nothing is held out
+    assert len(open_dataset(c, "train")) > len(train)
+    c.data.val.annotations = default_config().data.val.annotations
     c.seed = 1
     assert set(names) != set(layouts.names_of(open_dataset(c, "val")))
 
@@ -120,6 +123,22 @@ def test_a_folder_within_the_folder_and_a_yaml_alone(folder, tmp_path):
     assert len(open_dataset(config(root, source="yolo"), "val")) == 4
     with pytest.raises(UserError, match="has none of the layouts"):
         open_dataset(config(root, source="voc"), "val")
+
+
+def test_label_studios_exports(source, folder, tmp_path):
+    """YOLO with classes.txt in place of data.yaml; COCO as result.json. Neither has splits."""
+    root = folder("yolo")
+    (root / "data.yaml").unlink()
+    (root / "train/classes.txt").write_text("red\ngreen\nblue\n")
+    c = config(root / "train", holdout=0.25)
+    train, val = (set(layouts.names_of(open_dataset(c, split))) for split in ("train", "val"))
+    assert len(val) == 3 and len(train) >= 6 and not train & val
+    assert [category.name for category in open_dataset(c, "val").categories] == ["red", "green", "blue"]
+    (tmp_path / "coco").mkdir()
+    shutil.copytree(source[0] / "images", tmp_path / "coco/images")
+    named = [dict(image, file_name=f"images/{image['file_name']}") for image in source[1]["images"]]
+    (tmp_path / "coco/result.json").write_text(json.dumps(dict(source[1], images=named)))
+    assert len(open_dataset(config(tmp_path / "coco"), "val")) == 2
 
 
 def test_paths_that_are_set_win(source, folder):

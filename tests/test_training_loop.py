@@ -1,5 +1,6 @@
 """The loop, with a stand-in for the detector: files, order, resuming, ends of every kind."""
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import stand_in
 import tiny
 
-from htd_jax import checkpoints
+from htd_jax import checkpoints, config as config_lib
 from htd_jax.errors import UserError
 from htd_jax.training import loop
 
@@ -243,3 +244,16 @@ def test_patience_ends_a_run_whose_ap_does_not_improve(data, tmp_path, monkeypat
     assert (f"training ends after step {ends}; the best is checkpoints/{best}" in capsys.readouterr().err) == (ends < 6)
     again = loop.train(config, tmp_path)  # evaluates nothing: a run that reached its end shows its stored numbers
     assert (again and again["AP"]) == (scores[-1] if ends == 6 else None) and max(steps(tmp_path)) == ends
+
+
+def test_one_folder_is_enough(data, tmp_path):
+    shutil.copytree(data / "images", tmp_path / "mine/images")
+    for split in ("train", "val"):
+        shutil.copy(data / "all.json", tmp_path / f"mine/{split}.json")
+    config = tiny.config(data, total_steps=2, data__root=str(tmp_path / "mine"))
+    for split in ("train", "val"):
+        config.data[split] = config_lib.default_config().data[split]
+    assert loop.train(config, tmp_path / "run")["images"] == 12
+    assert checkpoints.load_config(tmp_path / "run").data.root == str(tmp_path / "mine")
+    config.data.val.annotations = ""
+    assert loop.train(config, tmp_path / "never") is None

@@ -46,9 +46,9 @@ class CocoFolder:
     def _images(self, path, split):
         """The folder that has the first image which an annotation file lists."""
         listed = coco_json.read(path).images
-        names = [name for folder in (self.root / "images", self.root)
-                 for name in (folder / split, *folder.glob(f"{split}*/"), folder)]
-        tried = [path.parent, *names, self.root / "valid", self.root / "JPEGImages"]
+        places = [place for folder in (self.root / "images", self.root)
+                  for place in (folder / split, *sorted(folder.glob(f"{split}*/")), folder, *sorted(folder.glob("*/")))]
+        tried = [path.parent, *places]
         exact = [folder for folder in tried if listed and (folder / listed[0].file_name).is_file()]
         found = exact or [folder for folder in tried if listed and _has(folder, listed[0].file_name, path)]
         if listed and not found:
@@ -66,7 +66,8 @@ def find_annotations(root: pathlib.Path) -> dict[str, pathlib.Path]:
     by_split = {split: [path for path in files if _is_of(path.relative_to(root), pattern)]
                 for split, pattern in _SPLITS.items()}
     found = {split: _one(paths, split) for split, paths in by_split.items() if paths}
-    unnamed = [path for path in files if path.parent.name == "annotations" or "annotations" in path.name]
+    unnamed = [path for path in files if path.parent.name == "annotations" or "annotations" in path.name
+               or path.name == "result.json"]  # Label Studio's
     return found or ({"train": _one(unnamed, "train")} if unnamed else {})
 
 

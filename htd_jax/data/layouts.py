@@ -65,7 +65,7 @@ def place(config: ConfigDict, split: str) -> tuple[Folder, str, bool]:
     data = config.data
     folder = find(data.root, (data.source,) if data.source != "coco" else tuple(_KINDS))
     validation = _validation_split(folder, data)
-    holds_out = validation is None and not is_set(data.val)
+    holds_out = validation is None and data.val.annotations.startswith(_UNSET)  # neither set nor switched off
     return folder, "train" if split == "train" or holds_out else validation, holds_out
 
 

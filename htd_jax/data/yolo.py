@@ -1,5 +1,8 @@
 """YOLO's layout: data.yaml, images in `images/`, beside it `labels/` with a text file for each image.
 
+In place of data.yaml there may be classes.txt with a name a line, as Label Studio writes it; all images are then
+`train`, or those in images/train, if there is such a folder.
+
 A line of a label file is `class cx cy w h` in shares of the image, or `class x1 y1 x2 y2 x3 y3 ...`, a polygon, whose
 bounding box is taken. An empty or missing label file is an image without objects.
 """
@@ -17,6 +20,7 @@ from htd_jax.data.user_images import file_size
 from htd_jax.errors import UserError
 
 SPLITS = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}  # split -> keys of data.yaml and folders
+_CLASSES = "classes.txt"
 _SLACK = 0.01  # of the image, by which rounding may put a box outside
 
 
@@ -28,7 +32,7 @@ class YoloFolder:
         self.path = yaml_of(pathlib.Path(root))
         if self.path is None:
             raise UserError(f"{root} is no YOLO folder: it has no data.yaml; write one with `train`, `val` and `names`")
-        self._content = _read_yaml(self.path)
+        self._content = _from_classes(self.path) if self.path.name == _CLASSES else _read_yaml(self.path)
         self.root, self.names = self.path.parent, _names(self._content, self.path)
         self.folders = {split: self._places(keys) for split, keys in SPLITS.items()}
         self.folders = {split: places for split, places in self.folders.items() if places}
@@ -73,10 +77,11 @@ class YoloFolder:
 
 
 def yaml_of(root: pathlib.Path) -> pathlib.Path | None:
-    """data.yaml or the only YAML file with `names` in a folder, or None."""
+    """data.yaml, another YAML file with `names`, or classes.txt in a folder; None where there is none."""
     if root.suffix in (".yaml", ".yml"):
         return root
-    usual = [root / name for name in ("data.yaml", "data.yml", "dataset.yaml") if (root / name).is_file()]
+    names = ("data.yaml", "data.yml", "dataset.yaml", *[_CLASSES] * (root / "labels").is_dir())
+    usual = [root / name for name in names if (root / name).is_file()]
     others = [path for path in sorted(root.glob("*.y*ml")) if "names" in path.read_text("utf-8", errors="replace")]
     return next(iter(usual + others), None)
 
@@ -137,6 +142,15 @@ def _read_yaml(path: pathlib.Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"dataset file {path} holds no keys; it needs `train`, `val` and `names`")
     return content
+
+
+def _from_classes(path):
+    """What data.yaml would say."""
+    lines = images.read_bytes(path, "class").decode("utf-8", "replace").splitlines()
+    folders = {split: next((f"images/{name}" for name in names if (path.parent / "images" / name).is_dir()), None)
+               for split, names in SPLITS.items()}
+    content = dict(train="images", names=[line.strip() for line in lines if line.strip()])
+    return content | {split: place for split, place in folders.items() if place}
 
 
 def _names(content, path):
