@@ -14,9 +14,9 @@ os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
-# Properties: few examples, always the same; `--hypothesis-profile=long` draws many new ones. The first one compiles.
+# Properties: few examples, always the same; `--hypothesis-profile=long` draws many new ones. The first compiles.
 hypothesis.settings.register_profile("quick", max_examples=25, deadline=None, database=None, derandomize=True)
-hypothesis.settings.register_profile("long", max_examples=2000, deadline=None, database=None, print_blob=True)
+hypothesis.settings.register_profile("long", max_examples=500, deadline=None, database=None, print_blob=True)
 hypothesis.settings.load_profile("quick")
 
 

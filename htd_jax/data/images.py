@@ -157,7 +157,7 @@ def _complete(data):
 
 
 def _has_all_chunks(data):
-    """Whether a PNG's chunks follow each other up to its end; of one that claims 4 GB OpenCV would make room for them."""
+    """Whether a PNG's chunks follow each other up to its end: for one that claims 4 GB OpenCV would make room."""
     at = 8
     while at + 8 <= len(data) and data[at + 4 : at + 8] != b"IEND":
         at += 12 + int.from_bytes(data[at : at + 4], "big")
