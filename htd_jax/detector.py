@@ -116,8 +116,8 @@ class Detector:
             if annotations is None or images is None:
                 raise UserError("evaluate() needs a dataset, or annotations='val.json' and images='val/'")
             dataset = CocoDataset(annotations, images)
-        restored.check_classes(dataset.categories, self.config, self._source)
-        return runner.evaluate(self._detect, dataset, self.config, output)
+        labels = restored.check_classes(dataset.categories, self.config, self._source)
+        return runner.evaluate(self._detect, dataset, self.config, output, labels=labels)
 
     def _whole(self, images):
         """Yields (i, arrays of the detections, best first, or UserError)."""

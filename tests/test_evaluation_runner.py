@@ -1,4 +1,5 @@
 """Every image counted once, on one device or eight, one host or two; files that others can read."""
+import dataclasses
 import json
 import os
 import pathlib
@@ -116,6 +117,19 @@ def test_detections_of_classes_that_the_data_does_not_have_are_left_out_aloud(ca
         return {**found, "valid": jnp.ones_like(found["valid"]), "labels": found["labels"].at[:, 1].set(2)}
     assert {len(found["scores"]) for found in runner.collect(more, Scenes(), settings())} == {1}
     assert "11 detections are of classes" in caplog.text
+
+
+def test_classes_of_a_detector_in_another_order_are_mapped():
+    class Reordered(Scenes):
+        categories = Scenes.categories[::-1]
+
+        def record(self, i):
+            record = super().record(i)
+            return dataclasses.replace(record, labels=1 - record.labels)
+    same = runner.evaluate(oracle, Reordered(), settings(), labels=np.int32([1, 0]))
+    assert same["AP"] == runner.evaluate(oracle, Scenes(), settings())["AP"] > 0
+    one = runner.collect(oracle, Scenes(), settings(), labels=np.int32([-1, 1]))
+    assert {label for found in one for label in found["labels"].tolist()} == {1}
 
 
 def test_files_say_what_was_returned_and_score_the_same_again(tmp_path):

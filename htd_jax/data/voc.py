@@ -109,7 +109,8 @@ def _number(node, path, where):
 
 def _listed(base):
     """Splits by ImageSets/Main/SPLIT.txt, else one split of all XML files."""
-    files = {path.stem: path for path in sorted((base / "Annotations").rglob("*.xml"))}
+    files = {path.stem: path for path in sorted((base / "Annotations").rglob("*.xml"))
+             if not path.name.startswith(".")}
     image_of = {path.stem: path for path in find_images(_image_folder(base))}
     lists = {split: next((path for name in names if (path := base / "ImageSets/Main" / f"{name}.txt").is_file()), None)
              for split, names in SPLITS.items()}
