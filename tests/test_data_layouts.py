@@ -228,6 +228,14 @@ def test_bad_xml_files_are_named(folder, old, new, message):
     assert "000105.xml" in str(error.value)
 
 
+def test_validation_finds_an_image_of_another_size(folder):
+    root = folder("voc")
+    shutil.copy(root / "JPEGImages/000113.jpg", root / "JPEGImages/000114.jpg")
+    assert len(open_dataset(config(root), "train")) == 9
+    with pytest.raises(UserError, match=r"000114\.jpg has 150 x 150 pixels .*annotation says"):
+        open_dataset(config(root), "val")
+
+
 def test_bad_lists_and_missing_images(folder):
     root = folder("voc")
     with open(root / "ImageSets/Main/val.txt", "a") as file:

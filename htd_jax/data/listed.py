@@ -7,7 +7,7 @@ from typing import SupportsIndex
 import numpy as np
 from jaxtyping import UInt8
 
-from htd_jax.data import images
+from htd_jax.data import checks, images
 from htd_jax.data.coco import SMALLEST_SIDE, usable
 from htd_jax.data.records import Category, Record, coco_ground_truth
 from htd_jax.errors import UserError
@@ -22,7 +22,7 @@ class ListedDataset:
                  training: bool = False):
         """`names`: of the classes, in the order of the labels; ids count from 1. `source` stands for it in errors.
 
-        Raises UserError where no image is left to use.
+        Raises UserError where no image is left to use, or out of training one is of another size than annotated.
         """
         self.categories = tuple(Category(i, name) for i, name in enumerate(names, start=1))
         records = [record for _, record in entries]
@@ -33,6 +33,8 @@ class ListedDataset:
             raise UserError(f"{source} has no usable image: none of its {len(entries)} has a box"
                             + f" and sides of at least {SMALLEST_SIDE} pixels" * training)
         self._entries = [entries[i] for i in kept]
+        if not training:  # training may skip an image, a score counts every one
+            checks.check_files("", [os.fspath(path) for path, _ in self._entries], sizes[kept])
 
     def __len__(self) -> int:
         return len(self._entries)
