@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 from orbax.checkpoint import checkpoint_managers as policies
 
 from htd_jax.errors import UserError, one_line
@@ -56,7 +57,7 @@ def about(step: pathlib.Path) -> dict:
 
 def step_folder(path: str | os.PathLike) -> pathlib.Path:
     """The folder of one saved step: `path` itself, or the latest of a workdir or its checkpoints/; else UserError."""
-    path = pathlib.Path(os.path.expanduser(path)).resolve()
+    path = pathlib.Path(os.path.realpath(os.path.expanduser(path)))  # of a loop of links, unlike resolve(), too
     for folder in (path, path / "checkpoints"):
         if (folder / "state").is_dir():
             return folder
@@ -66,18 +67,26 @@ def step_folder(path: str | os.PathLike) -> pathlib.Path:
     raise UserError(f"{path} has no checkpoint: neither checkpoints/STEP nor one saved step")
 
 
-def find(path: str | os.PathLike, name: str) -> Any:
+def find(path: str | os.PathLike, name: str, schema: Any) -> Any:
     """The content of NAME.json of a workdir or one saved step: the step's own, else that of the file beside it.
 
-    Raises UserError where there is neither.
+    `schema`: the type that it must have. Raises UserError where there is neither, or it is no JSON of that type.
     """
     step = step_folder(path)
     if name in (own := about(step)):
         return own[name]
     for folder in (step, *step.parents[:2]):
         if (folder / f"{name}.json").is_file():
-            return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+            return _decode(folder / f"{name}.json", schema)
     raise UserError(f"{name}.json of the checkpoint {step} is missing; it belongs into {step.parents[1]}")
+
+
+def _decode(path, schema):
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=schema)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise UserError(f"{path} is not what a run writes there: {one_line(error)}; put back the original, or one "
+                        "from a run of the same settings and classes") from error
 
 
 def damage(step: pathlib.Path, error: Exception) -> str:

@@ -170,12 +170,12 @@ def restore_params(path: str | os.PathLike) -> dict:
 
 def load_config(path: str | os.PathLike) -> ConfigDict:
     """The configuration of the run that a workdir or one saved step belongs to; UserError where it has none."""
-    return config_lib.from_json(json.dumps(files.find(path, "config")))
+    return config_lib.from_json(json.dumps(files.find(path, "config", dict)))
 
 
 def load_categories(path: str | os.PathLike) -> list[tuple[int | str, str]]:
     """The (id, name) of each label of the run that a workdir or one saved step belongs to; UserError as above."""
-    return [tuple(pair) for pair in files.find(path, "categories")]
+    return [tuple(pair) for pair in files.find(path, "categories", list[tuple[int | str, str]])]
 
 
 def stored_categories(path: str | os.PathLike) -> list[tuple[int | str, str]] | None:

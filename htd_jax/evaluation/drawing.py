@@ -119,6 +119,7 @@ def _box(image, box, fill):
 def _label(image, box, text, fill):
     """A text on its class colour, above the box, or inside where there is no room above."""
     canvas, font = ImageDraw.Draw(image), _font(*image.size)
+    text = " ".join(text.split())  # Pillow measures no text of several lines
     width, height = math.ceil(canvas.textlength(text, font)) + 4, _height(font)
     x = min(max(0, box[0]), max(0, image.width - width))
     y = box[1] - height if box[1] >= height else box[1]

@@ -1,9 +1,13 @@
-"""What ends a run early: losses that are not finite, and preemption."""
+"""What ends a run early or keeps it from starting: losses that are not finite, preemption, another run."""
 import contextlib
+import fcntl
+import logging
 import math
+import os
 import pathlib
 import signal
 import threading
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -11,6 +15,31 @@ from jax.experimental import multihost_utils
 
 from htd_jax.data import Images
 from htd_jax.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def only_run(workdir: pathlib.Path) -> Iterator[None]:
+    """Holds the workdir, for two runs would write over each other; UserError where another run holds it.
+
+    The folder itself is locked, by process 0: nothing is left in it, and a run that is killed lets go of it.
+    """
+    if jax.process_index() > 0:
+        yield
+        return
+    folder = os.open(workdir, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another run is training in the workdir {workdir}: wait for its end, stop it, or give "
+                            "another --workdir") from None
+        except OSError as error:  # some network file systems know no locks
+            log.warning("%s cannot be locked (%s): do not start a second run there", workdir, error.strerror)
+        yield
+    finally:
+        os.close(folder)
 
 
 def check_finite(step: int, logs: dict[str, float], batch: dict, dataset: Images, workdir: pathlib.Path) -> None:

@@ -60,6 +60,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict | None:
         workdir.mkdir(parents=True, exist_ok=True)
 
     with contextlib.ExitStack() as stack:
+        stack.enter_context(guards.only_run(workdir))
+
         # ---- state: the newest checkpoint, else init_from, else fresh
         functions = functional.functions(config)
         checkpoints = stack.enter_context(Checkpoints(workdir, config.keep_checkpoints))

@@ -1,0 +1,212 @@
+"""Whatever happens to a run while it trains, it says so, ends, and the same command goes on where it was.
+
+With the detector of `stand_in`, which compiles at once: none of this is about the detector.
+"""
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import stand_in
+import test_training_processes as processes
+import tiny
+from test_training_processes import finish, losses, rows, start, wait_for_step
+
+from htd_jax.errors import UserError
+from htd_jax.training import loop
+
+FOREVER = 10**6  # steps
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny") / "data"
+    tiny.write_dataset(folder, count=20)
+    return folder
+
+
+def fails(process, *words, seconds=120):
+    """The process ends by itself with one line of error on stderr."""
+    out, err = process.communicate(timeout=seconds)
+    assert process.returncode == 2, err
+    line = [line for line in err.splitlines() if line.startswith("error:")]
+    assert len(line) == 1 and "Traceback" not in err, err
+    for word in words:
+        assert word in line[0], line[0]
+    return line[0]
+
+
+def kill(process):
+    process.kill()
+    process.communicate()
+
+
+# ---- two runs on one workdir
+
+def test_a_second_run_on_a_workdir_is_refused_and_changes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop.functional, "functions", stand_in.functions)
+    folder, run = tmp_path / "data", tmp_path / "run"
+    tiny.write_dataset(folder)
+    loop.train(tiny.config(folder, total_steps=2), run)
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    with loop.guards.only_run(run), pytest.raises(UserError, match="another run is training in the workdir .*run"):
+        loop.train(tiny.config(folder, total_steps=4), run)
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+    loop.train(tiny.config(folder, total_steps=4), run)
+    assert rows(run)[-1]["step"] == 4
+
+
+@pytest.mark.slow
+def test_a_second_process_is_refused_and_a_killed_one_is_no_hindrance(data, tmp_path):
+    first = start(data, tmp_path / "run", total_steps=FOREVER, checkpoint_every=5)
+    wait_for_step(tmp_path / "run", 6, first)
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    fails(start(data, tmp_path / "link", total_steps=10), "another run")
+    assert first.poll() is None
+    kill(first)
+    done = rows(tmp_path / "run")[-1]["step"]
+    finish(start(data, tmp_path / "run", total_steps=done + 2))
+
+
+# ---- kills
+
+PHASES = dict(  # what the workdir looks like in the midst of each
+    checkpoint=lambda workdir: any((workdir / "checkpoints").glob("*orbax-checkpoint-tmp*")),
+    evaluation=lambda workdir: False,
+    logs=lambda workdir: (workdir / "metrics.new").exists())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", PHASES)
+def test_kill_in_every_phase(data, tmp_path, phase):
+    keys = dict(total_steps=60, checkpoint_every=2, eval_every=3 if phase == "evaluation" else 0)
+    finish(start(data, tmp_path / "whole", **keys))
+    generator, met = random.Random(phase), 0
+    for _ in range(8):
+        process, until = start(data, tmp_path / "killed", **keys), time.time() + 120
+        patience = time.time() + generator.uniform(4, 8)
+        while process.poll() is None and time.time() < until:
+            if PHASES[phase](tmp_path / "killed"):
+                met += 1
+                break
+            if phase == "evaluation" and time.time() > patience:
+                break
+        kill(process)
+    finish(start(data, tmp_path / "killed", **keys))
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    steps = [json.loads(line)["step"] for line in (tmp_path / "killed" / "evaluations.jsonl").read_text().splitlines()]
+    assert len(steps) == len(set(steps)) and steps[-1] == 60
+    assert phase == "evaluation" or met
+
+
+# ---- disks
+
+@pytest.mark.slow
+def test_full_disk(data, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.getuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "none", str(disk)]).returncode:
+        pytest.skip("a small disk needs root and mount")
+    try:
+        fails(start(data, disk / "run", total_steps=FOREVER, checkpoint_every=1, keep_checkpoints=100), "write",
+              str(disk))
+        subprocess.run(["mount", "-o", "remount,size=30m", str(disk)], check=True)
+        done = max((row["step"] for row in rows(disk / "run")), default=0)
+        finish(start(data, disk / "run", total_steps=done + 3))
+        assert [row["step"] for row in rows(disk / "run")] == list(range(1, done + 4))
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.mark.slow
+def test_workdir_that_becomes_read_only(data, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.getuid() or subprocess.run(["mount", "-t", "tmpfs", "none", str(disk)]).returncode:
+        pytest.skip("a disk that becomes read-only needs root and mount")
+    try:
+        process = start(data, disk / "run", total_steps=200, checkpoint_every=50, log_every=50)
+        wait_for_step(disk / "run", 50, process)
+        kill(process)
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        fails(start(data, disk / "run", total_steps=100), "cannot write", str(disk))
+        subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+        finish(start(data, disk / "run", total_steps=100))
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+# ---- data
+
+@pytest.mark.slow
+def test_images_that_vanish(tmp_path):
+    folder = tmp_path / "data"
+    tiny.write_dataset(folder, count=20)
+    process = start(folder, tmp_path / "run", total_steps=FOREVER, checkpoint_every=5, data__val__annotations="")
+    wait_for_step(tmp_path / "run", 6, process)
+    for path in (folder / "images").iterdir():
+        path.unlink()
+    fails(process, "image", ".png")
+    tiny.write_dataset(tmp_path / "again", count=20)
+    (tmp_path / "again" / "images").rename(folder / "images.new")
+    (folder / "images").rmdir()
+    (folder / "images.new").rename(folder / "images")
+    done = rows(tmp_path / "run")[-1]["step"]
+    finish(start(folder, tmp_path / "run", total_steps=done + 2, data__val__annotations=""))
+
+
+FAULTY = """
+import sys, runpy, threading, time
+sys.path[:0] = [{tests!r}, {root!r}]
+import stand_in
+from htd_jax.data import images
+from htd_jax.models import functional
+functional.functions = stand_in.functions
+read, count = images.read, [0]
+
+def faulty(*arguments):
+    count[0] += 1
+    if count[0] > 100:
+        {fault}
+    return read(*arguments)
+
+images.read = faulty
+runpy.run_path({train!r}, run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault, words", [("raise RuntimeError('a bug of a reader')", "a bug of a reader"),
+                                          ("raise MemoryError()", "MemoryError"), ("raise SystemExit(3)", "")])
+def test_a_data_thread_that_dies_ends_the_run(data, tmp_path, fault, words):
+    program = tmp_path / "faulty.py"
+    program.write_text(FAULTY.format(tests=str(stand_in.ROOT / "tests"), root=str(stand_in.ROOT),
+                                     train=str(stand_in.ROOT / "train.py"), fault=fault))
+    command = [sys.executable, str(program), "--config", "configs/htd_r50.py", "--workdir", str(tmp_path / "run"),
+               *tiny.flags(data, total_steps=FOREVER, checkpoint_every=3, data__val__annotations="")]
+    process = subprocess.run(command, cwd=stand_in.ROOT, text=True, capture_output=True, timeout=120)
+    assert process.returncode != 0 and words in process.stderr
+    assert any((tmp_path / "run" / "checkpoints").iterdir())
+
+
+# ---- hosts
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_when_one_of_two_hosts_dies_the_other_ends_within_a_minute(data, tmp_path, victim):
+    both = processes.two_processes(data, tmp_path, total_steps=FOREVER, checkpoint_every=FOREVER)
+    wait_for_step(tmp_path, 3, both[0])
+    os.kill(both[victim].pid, signal.SIGKILL)
+    killed = time.time()
+    other = both[1 - victim]
+    try:
+        _, err = other.communicate(timeout=90)
+    finally:
+        for process in both:
+            process.kill()
+    assert other.returncode != 0 and time.time() - killed < 60, time.time() - killed
+    assert err.strip()
