@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from flax import nnx, traverse_util
 
-from htd_jax.models import functional, losses, rpn
+from htd_jax.models import functional, losses, rpn_loss
 from htd_jax.models.htd import trainable
 from htd_jax.models.loss_terms import smooth_l1
 from htd_jax.models.targets import GroundTruth, anchor_targets
@@ -136,7 +136,7 @@ def rpn_losses_by_level(run):
     logits, deltas = np.concatenate(logits, 1), np.concatenate(deltas, 1)
     rows = np.arange(len(logits))[:, None]
     cross_entropy = optax.sigmoid_binary_cross_entropy(logits[rows, chosen.index], chosen.positive)
-    distance = smooth_l1(jnp.asarray(deltas[rows, chosen.index] - targets), rpn.BETA).sum(-1)
+    distance = smooth_l1(jnp.asarray(deltas[rows, chosen.index] - targets), rpn_loss.BETA).sum(-1)
     number = (np.maximum(chosen.positive.sum(1), 1) + np.maximum((chosen.valid & ~chosen.positive).sum(1), 1)).sum()
     over = lambda values, mask, k: float(np.where(mask & (levels == k), values, 0).sum() / number)
     return ({f"loss_rpn_cls.{k}": over(cross_entropy, chosen.valid, k) for k in range(5)}
