@@ -141,5 +141,5 @@ def regress(model: HTD, view: View, rois: Float[Array, "N 4"], own: Float[Array,
         return deltas.at[index].set(model.ba(crops, own[index], context, prepared))
 
     chunks = (needed.sum() + chunk - 1) // chunk
-    deltas = jax.lax.fori_loop(0, chunks, advance, jnp.zeros((count, 4)))
+    deltas = jax.lax.fori_loop(0, chunks, advance, jnp.zeros((count, 4), jnp.float32))
     return decode(rois, deltas, ba.STDS, view.size)

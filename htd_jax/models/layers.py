@@ -65,9 +65,9 @@ class FrozenBatchNorm(nnx.Module):
     def __init__(self, channels: int, *, scale_init: Initializer = nnx.initializers.ones,
                  dtype: DTypeLike | None = None, rngs: nnx.Rngs) -> None:
         self.scale = nnx.Param(scale_init(rngs.params(), (channels,), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros(channels))
-        self.mean = Statistic(jnp.zeros(channels))
-        self.var = Statistic(jnp.ones(channels))
+        self.bias = nnx.Param(jnp.zeros(channels, jnp.float32))
+        self.mean = Statistic(jnp.zeros(channels, jnp.float32))
+        self.var = Statistic(jnp.ones(channels, jnp.float32))
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:

@@ -105,7 +105,8 @@ def regress_positives(ba: ba_lib.BA, crops: Float[Array, "B 4 P 7 7 C"], own: Fl
         return ba(merged, own.reshape(-1, *own.shape[2:]), jnp.repeat(context, chunk, axis=0)).reshape(-1, chunk, 4)
 
     def advance(inputs):
-        return jax.lax.cond(inputs[2].any(), deltas, lambda *_: jnp.zeros((len(context), chunk, 4)), *inputs)
+        none = lambda *_: jnp.zeros((len(context), chunk, 4), jnp.float32)
+        return jax.lax.cond(inputs[2].any(), deltas, none, *inputs)
 
     found = jax.lax.map(jax.checkpoint(advance), (split(crops, 2), split(own, 1), split(positive, 1)))
     return jnp.moveaxis(found, 0, 1).reshape(len(context), -1, 4)[:, :slots]
@@ -134,6 +135,6 @@ def stage_losses(name: str, logits: Float[Array, "B S K1"], deltas: Float[Array,
     distance = smooth_l1(deltas - rois.deltas[:, :slots], STAGE_BETA).sum(axis=-1)
     return {
         f"{name}.loss_cls": weight * masked_sum(cross_entropy, rois.valid) / number,
-        f"{name}.acc": 100.0 * correct.sum() / number,
+        f"{name}.acc": 100.0 * correct.sum(dtype=jnp.float32) / number,
         f"{name}.loss_bbox": weight * masked_sum(distance, rois.positive[:, :slots]) / number,
     }

@@ -65,7 +65,8 @@ def surroundings(pyramid: Sequence[Float[Array, "_ _ C"]], anchors: Int[Array, "
         height, width, channels = features.shape
         framed = jnp.pad(features, ((0, max(0, 3 - height)), (0, max(0, 3 - width)), (0, 0)))
         cell = (anchors - start) // len(RATIOS)
-        window = lambda y, x, framed=framed: jax.lax.dynamic_slice(framed, (y - 1, x - 1, 0), (3, 3, framed.shape[2]))
+        window = lambda y, x, framed=framed: jax.lax.dynamic_slice(
+            framed, (y - 1, x - 1, jnp.zeros_like(y)), (3, 3, framed.shape[2]))
         here = (cell >= 0) & (cell < height * width)
         seen += jnp.where(here[:, None], jax.vmap(window)(cell // width, cell % width).reshape(len(anchors), -1), 0)
         start += len(RATIOS) * height * width

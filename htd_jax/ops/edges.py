@@ -66,10 +66,11 @@ def _edge_by_edge(change, axes, features, ends):
     """`features` after change(features, last, beyond, shape) for each image and axis: where the last row or column
     within starts, where the one beyond, and their shape. Both are the last of all where the map ends with its array."""
     def of_image(image, features):
+        image = image.astype(ends.dtype)
         for axis in axes:
             size, end = features.shape[axis], ends[image, axis - 1]
             shape = tuple(1 if k in (0, axis) else length for k, length in enumerate(features.shape))
-            last, beyond = (tuple(image if k == 0 else place if k == axis else 0 for k in range(4))
+            last, beyond = (tuple(image if k == 0 else place if k == axis else jnp.zeros_like(image) for k in range(4))
                             for place in (jnp.minimum(end - 1, size - 1), jnp.minimum(end, size - 1)))
             features = change(features, last, beyond, shape)
         return features

@@ -43,7 +43,7 @@ def assign_anchors(anchors: Float[Array, "A 4"], eligible: Bool[Array, "A"], gt_
         return jnp.maximum(best, row), jnp.where(better, g + 1, owner), jnp.where(rescued, g + 1, rescuer)
 
     count = anchors.shape[0]
-    start = jnp.zeros(count), jnp.zeros(count, jnp.int32), jnp.zeros(count, jnp.int32)
+    start = jnp.zeros(count, jnp.float32), jnp.zeros(count, jnp.int32), jnp.zeros(count, jnp.int32)
     boxes_in_use = jnp.max(jnp.where(gt_valid, jnp.arange(1, gt_valid.shape[0] + 1), 0), initial=0)
     best, owner, rescuer = jax.lax.fori_loop(0, boxes_in_use, visit, start)
     assigned = jnp.where(best >= positive, owner, jnp.where(best < negative, BACKGROUND, IGNORED))

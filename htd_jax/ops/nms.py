@@ -88,7 +88,7 @@ def _take(boxes, groups, order, candidates, iou_threshold, state):
         keep = _resolve(_suppresses(boxes, groups, index, index, iou_threshold), alive)
         slot = jnp.where(keep, kept_count + jnp.cumsum(keep) - 1, max_kept)
         kept = kept.at[slot].set(index.astype(jnp.int32), mode="drop")
-        return position + block, jnp.minimum(kept_count + keep.sum(), max_kept), kept
+        return position + block, jnp.minimum(kept_count + keep.sum(dtype=jnp.int32), max_kept), kept
 
     return jax.lax.while_loop(unfinished, take_block, (jnp.int32(0), *state))[1:]
 
