@@ -57,7 +57,7 @@ def about(step: pathlib.Path) -> dict:
 
 def step_folder(path: str | os.PathLike) -> pathlib.Path:
     """The folder of one saved step: `path` itself, or the latest of a workdir or its checkpoints/; else UserError."""
-    path = pathlib.Path(os.path.realpath(os.path.expanduser(path)))  # of a loop of links, unlike resolve(), too
+    path = pathlib.Path(os.path.realpath(os.path.expanduser(path)))
     for folder in (path, path / "checkpoints"):
         if (folder / "state").is_dir():
             return folder
