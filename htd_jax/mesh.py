@@ -17,6 +17,8 @@ from htd_jax.errors import UserError, one_line
 
 log = logging.getLogger(__name__)
 
+SILENCE = 50  # seconds after which a process counts as dead, and the others end
+
 
 def start_processes() -> None:
     """Joins the processes of one run, as the launcher (TPU slice, Slurm, Kubernetes, MPI) describes them to JAX.
@@ -27,7 +29,7 @@ def start_processes() -> None:
     numbers = {argument: int(os.environ[name]) for argument, name in
                (("num_processes", "JAX_NUM_PROCESSES"), ("process_id", "JAX_PROCESS_ID")) if name in os.environ}
     try:
-        jax.distributed.initialize(**numbers)
+        jax.distributed.initialize(heartbeat_timeout_seconds=SILENCE, **numbers)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"config.distributed is set, but the processes cannot be joined: {error} Start by a launcher "
                         "known to JAX, or set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID") from error

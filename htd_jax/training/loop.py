@@ -82,7 +82,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict | None:
         if is_finished(workdir, start, total, validation):
             return show_finished(workdir, start, total)
         if main and start < total:
-            write_about(workdir, config, dataset.categories)
+            with writing_to(f"the workdir {workdir}"):
+                write_about(workdir, config, dataset.categories)
         logbook = stack.enter_context(Logbook(workdir, start, total, config.batch_size, config.log_every, main))
         logbook.say(f"{checks.describe(dataset)}, {steps_per_epoch} steps an epoch, {total} steps, {mesh.size} devices "
                     f"({jax.devices()[0].device_kind}), " + (f"resuming from step {start}" if start else "from step 0"))

@@ -1,7 +1,11 @@
 """The next batches, sent to the devices while they still work on the one before."""
+import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator
+
+log = logging.getLogger(__name__)
+PATIENCE = 120  # seconds without a batch, after which it is said, again and again
 
 
 class Prefetch:
@@ -19,7 +23,7 @@ class Prefetch:
 
     def __next__(self) -> tuple:
         """Raises in the caller's thread what went wrong in making the batch."""
-        item = self._ready.get()
+        item = self._wait()
         if isinstance(item, BaseException):
             self._ready.put(item)
             raise item
@@ -35,6 +39,13 @@ class Prefetch:
                 pass
         if hasattr(self._batches, "close"):
             self._batches.close()
+
+    def _wait(self):
+        while True:
+            try:
+                return self._ready.get(timeout=PATIENCE)
+            except queue.Empty:
+                log.warning("no batch for %d seconds: is the disk or network with the images still there?", PATIENCE)
 
     def _fill(self):
         try:
