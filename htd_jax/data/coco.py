@@ -13,6 +13,7 @@ from htd_jax.data.records import Category, Record
 from htd_jax.errors import UserError
 
 SMALLEST_SIDE = 32  # pixels; training leaves smaller images out
+FARTHEST = 2.0**31  # pixels; boxes that reach farther, to 1e308, would be infinite in float32
 log = logging.getLogger(__name__)
 
 
@@ -94,7 +95,7 @@ class CocoDataset:
         label_of = {category.id: label for label, category in enumerate(self.categories)}
         rows = np.array([row_of.get(a.image_id, -1) for a in annotations], np.int64)
         labels = np.array([label_of[a.category_id] for a in annotations], np.int32)
-        boxes = np.array([a.bbox for a in annotations], np.float64).reshape(-1, 4)
+        boxes = np.array([a.bbox for a in annotations], np.float64).reshape(-1, 4).clip(-FARTHEST, FARTHEST)
         area = np.array([coco_json.area(a) for a in annotations], np.float64)
         crowd, ignore = (np.array([bool(getattr(a, k)) for a in annotations], bool) for k in ("iscrowd", "ignore"))
         x, y, w, h = boxes.T
