@@ -1,36 +1,21 @@
 """A command line as people write it, made into the one that absl and ml_collections understand."""
 import os
-import pathlib
 import re
 
 from htd_jax import config as config_lib
 
-_SAVED_CONFIG = pathlib.Path(__file__).resolve().parent / "saved_config.py"
-
 
 def normalised(argv: list[str]) -> list[str]:
-    """`argv` with `~` expanded in every value, `--config RUN/config.json` made readable, and each tuple given once.
+    """`argv` with `~` expanded in every value, and each tuple given once.
 
     Of a tuple given twice the last one stays, as of every other key; ml_collections would append.
     """
-    arguments = [_home(argument) for argument in argv[1:]]
-    for k, argument in enumerate(arguments):
-        separate = argument in ("--config", "-config")
-        if separate and k + 1 < len(arguments):
-            arguments[k + 1] = _readable(arguments[k + 1])
-        elif re.match(r"--?config=", argument):
-            flag, _, value = argument.partition("=")
-            arguments[k] = f"{flag}={_readable(value)}"
-    return [*argv[:1], *_last_of_each_tuple(arguments)]
+    return [*argv[:1], *_last_of_each_tuple([_home(argument) for argument in argv[1:]])]
 
 
 def _home(argument):
     flag, value = re.match(r"(--?[\w.]+=)?(.*)", argument, re.S).groups()
     return (flag or "") + os.path.expanduser(value)
-
-
-def _readable(config):
-    return f"{_SAVED_CONFIG}:{config}" if config.endswith(".json") else config
 
 
 def _last_of_each_tuple(arguments):

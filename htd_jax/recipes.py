@@ -1,4 +1,4 @@
-"""Where a command's configuration is: a recipe by its name, or the one that a checkpoint brings."""
+"""Where a command's configuration is: a recipe by its name, a run's config.json, or the one a checkpoint brings."""
 import argparse
 import os
 import pathlib
@@ -23,7 +23,7 @@ def path_of(config: str | os.PathLike) -> str:
 
 
 def complete(argv: list[str]) -> list[str]:
-    """A command line whose --config is the path of a file: that of the recipe named, or else the checkpoint's own.
+    """A command line whose --config can be read: a recipe by its path, a config.json, or else the checkpoint's own.
 
     Raises UserError where --config is left out and --checkpoint does not exist.
     """
@@ -32,17 +32,17 @@ def complete(argv: list[str]) -> list[str]:
         parser.add_argument(f"--{name}", f"-{name}", nargs="?")
     given, rest = parser.parse_known_args(argv[1:])
     config = path_of(given.config) if given.config else _saved_config(given.checkpoint)
+    config = f"{_SAVED}:{config}" if config and config.endswith(".json") else config
     named = [f"--{name}={value}" for name, value in (("config", config), ("checkpoint", given.checkpoint)) if value]
     return [*argv[:1], *named, *rest]
 
 
 def _saved_config(checkpoint):
-    """What --config has to be to read the config.json of a workdir or one saved step; None for a file of weights."""
+    """The config.json of a workdir or one saved step; None for a file of weights."""
     if not checkpoint or checkpoint.startswith("hf:"):
         return None
     path = pathlib.Path(checkpoint).resolve()
     if not path.exists():
         raise UserError(f"--checkpoint {checkpoint}: no such file or folder")
     folders = [path, *path.parents[:2]] if path.is_dir() else []  # a step is WORKDIR/checkpoints/STEP
-    saved = next((folder / "config.json" for folder in folders if (folder / "config.json").is_file()), None)
-    return saved and f"{_SAVED}:{saved}"
+    return next((str(folder / "config.json") for folder in folders if (folder / "config.json").is_file()), None)

@@ -19,17 +19,18 @@ PICTURES, ROWS = 18_000_000, 26_000_000  # bytes of the page up to which images 
 _FOLDER = pathlib.Path(__file__).with_name("page")
 
 
-def write(path: str | os.PathLike, template: str, scripts: Iterable[str], data: dict[str, Any], **texts: str) -> None:
+def write(path: str | os.PathLike, content: str, scripts: Iterable[str], data: dict[str, Any], **texts: str) -> None:
     """Writes a page.
 
     Args:
-      template: its file in page/, which holds $style, $script and $data, and the names of `texts`.
+      content: its file in page/, which `page.html` surrounds.
       scripts: files in page/ that run in this order.
       data: what the scripts read; JSON without NaN.
-      texts: plain text; it is escaped here.
+      texts: `title`, `summary` and what else the content names; plain text, which is escaped here.
     """
-    page = string.Template(_read(template)).substitute(
-        {name: html.escape(text) for name, text in texts.items()}, style=_read("page.css"), data=to_json(data),
+    texts = {name: html.escape(text) for name, text in texts.items()}
+    page = string.Template(_read("page.html")).substitute(
+        texts, content=string.Template(_read(content)).substitute(texts), style=_read("page.css"), data=to_json(data),
         script="\n".join(map(_read, scripts)))
     pathlib.Path(path).write_text(page, encoding="utf-8")
 

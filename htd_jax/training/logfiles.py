@@ -2,7 +2,6 @@
 
 All is written at once by the calling thread, so that a full disk is an error and not a thread that has died.
 """
-import contextlib
 import json
 import math
 import pathlib
@@ -15,6 +14,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from htd_jax.errors import writing_to
+from htd_jax.evaluation import run_logs
 
 WIDEST = 1000  # pixels of a picture's longer side
 
@@ -25,7 +25,7 @@ class Rows:
     def __init__(self, path: pathlib.Path, last: int, writes: bool = True):
         """Removes the rows of steps after `last`, which are about to come again. Without `writes` it only reads."""
         self._path, self._writes = path, writes
-        kept = [row for row in read(self._path) if row["step"] <= last]
+        kept = [row for row in run_logs.rows(self._path) if row["step"] <= last]
         self.rows = {row["step"]: row for row in kept}
         if writes:
             with writing_to(f"the log {self._path}"):
@@ -66,15 +66,6 @@ class Board:
         event.wall_time = time.time()
         self._writer.write_event(event)
         self._writer.flush()
-
-
-def read(path: pathlib.Path) -> list[dict]:
-    """The rows of a file, none where there is no file; a line that the end of the process cut off is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError):
-            rows.append(json.loads(line))
-    return rows
 
 
 def _line(row):

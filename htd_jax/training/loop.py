@@ -17,16 +17,9 @@ from htd_jax import data as data_lib, mesh as mesh_lib
 from htd_jax.checkpoints import Checkpoints, write_about
 from htd_jax.data import Dataset, checks, classes, pipeline
 from htd_jax.errors import UserError, writing_to
-from htd_jax.evaluation import coco, drawing, runner
+from htd_jax.evaluation import coco, drawing, run_logs, runner
 from htd_jax.models import functional
-from htd_jax.training import (
-    guards,
-    logfiles,
-    optimizer as optimizer_lib,
-    run_classes,
-    schedule as schedule_lib,
-    step as step_lib,
-)
+from htd_jax.training import guards, optimizer as optimizer_lib, run_classes, schedule as schedule_lib, step as step_lib
 from htd_jax.training.metrics import EVALUATIONS, Logbook
 from htd_jax.training.prefetch import Prefetch
 from htd_jax.training.state import initial_state
@@ -211,13 +204,13 @@ def open_data(config: ConfigDict, workdir: pathlib.Path) -> tuple[Dataset, Datas
 
 def is_finished(workdir: pathlib.Path, start: int, total: int, validation: Dataset | None) -> bool:
     """Whether nothing is left to train, nor to evaluate."""
-    evaluated = validation is None or any(row["step"] == start for row in logfiles.read(workdir / EVALUATIONS))
+    evaluated = validation is None or any(row["step"] == start for row in run_logs.rows(workdir / EVALUATIONS))
     return start > total or (start == total and evaluated)
 
 
 def show_finished(workdir: pathlib.Path, start: int, total: int) -> dict | None:
     """Says so, with the numbers of the last evaluation; returns them, None where there was none."""
-    metrics = (logfiles.read(workdir / EVALUATIONS) or [None])[-1]
+    metrics = (run_logs.rows(workdir / EVALUATIONS) or [None])[-1]
     if jax.process_index() == 0:
         evaluated = f"; evaluated at step {metrics['step']}" if metrics else ""
         print(f"finished: step {start} of {total}{evaluated}", file=sys.stderr)
