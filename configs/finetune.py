@@ -16,7 +16,7 @@ def get_config():
         init_from="hf:timm/resnet50.tv_in1k",
     ))
     config.model.frozen_stages = 2  # a small set cannot teach edges and textures better than ImageNet has
-    config.train.update(dict(nms_pre=1000, proposals=500, roi_samples=256))
+    config.train.update(dict(nms_pre=1000, proposals=500, roi_samples=128))
     config.test.update(dict(nms_pre=500, proposals=300, scale=(416, 320), batch_size=4))
     config.data.scale = (416, 320)
     return config
