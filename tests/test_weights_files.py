@@ -55,6 +55,31 @@ def test_bad_file_is_one_line_that_names_it(tmp_path, name, content, word):
     assert str(tmp_path / name) in str(error.value) and word in str(error.value) and "\n" not in str(error.value)
 
 
+def write_h5(path, tensors):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(path, "w") as file:
+        for name, array in tensors.items():
+            file[f"{name}/{name}/kernel:0"] = array
+
+
+def write_torch(path, tensors):
+    torch = pytest.importorskip("torch")
+    torch.save({name: torch.from_numpy(array) for name, array in tensors.items()}, path)
+
+
+WRITERS = {"w.safetensors": lambda path, tensors: safetensors.numpy.save_file(tensors, path), "w.pth": write_torch,
+           "w.pkl": lambda path, tensors: path.write_bytes(pickle.dumps(tensors)), "w.h5": write_h5}
+
+
+@pytest.mark.parametrize("value, kind", [(np.nan, np.float32), (-np.inf, np.float16), (1e300, np.float64)], ids=str)
+@pytest.mark.parametrize("name", WRITERS)
+def test_values_that_are_not_finite_are_refused_by_name(tmp_path, name, value, kind):
+    tensors = {"a": np.ones(3, kind), "b": np.array([1, value, 2, value], kind)}
+    WRITERS[name](tmp_path / name, tensors)
+    with pytest.raises(UserError, match=rf"{name}: 2 of 4 values of b.* are nan or infinite.*give an earlier"):
+        files.read(tmp_path / name)
+
+
 def test_truncated_safetensors_is_damaged(tmp_path):
     path = tmp_path / "w.safetensors"
     files.write(path, {"a": np.ones(1000, np.float32)})

@@ -48,6 +48,14 @@ def tree_like(tensors):
     return traverse_util.unflatten_dict(flat)
 
 
+def test_tensors_of_integers_are_refused_by_name():
+    tensors = checkpoint()
+    tree = tree_like(tensors)
+    quantised = loading.canonical(tensors | {"neck.fpn_convs.0.conv.bias": np.zeros(4, np.int8)})
+    with pytest.raises(UserError, match="1 not of floats: neck.fpn_convs.0.conv.bias int8"):
+        loading.load_into(tree, quantised)
+
+
 def equal(a, b):
     return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
 

@@ -1,6 +1,7 @@
 """ResNets as Detectron, Detectron2, MMDetection and Keras publish them: names, layouts, input; and what is refused."""
 import os
 import pickle
+import struct
 from collections import OrderedDict
 
 import numpy as np
@@ -205,6 +206,39 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"w\.pkl: refused: it would call .*mkdir.*save_file"):
         files.read(path)
     assert not (tmp_path / "made").exists()
+
+
+def by_numpy_1(data):
+    """A small pickle with the names that modules had in numpy 1; its one frame gets its new length."""
+    for part in (b"multiarray", b"numeric"):
+        old, new = b"numpy._core." + part, b"numpy.core." + part
+        data = data.replace(bytes([len(old)]) + old, bytes([len(new)]) + new).replace(old, new)
+    framed = data[2:3] == b"\x95"
+    return data[:3] + struct.pack("<Q", len(data) - 11) + data[11:] if framed else data
+
+
+@pytest.mark.parametrize("version", [lambda data: data, by_numpy_1], ids=["numpy 2", "numpy 1"])
+@pytest.mark.parametrize("protocol", range(6))
+def test_arrays_of_every_protocol_are_read(tmp_path, protocol, version):
+    fixed = np.arange(3.0)
+    fixed.flags.writeable = False  # pickled as bytes, others as bytearrays
+    arrays = {"c": np.arange(6, dtype=np.float32).reshape(2, 3), "fortran": np.ones((2, 3), np.float32, order="F"),
+              "strided": np.arange(8, dtype=np.float32)[::2], "half": np.ones(2, np.float16), "fixed": fixed,
+              "scalar": np.array(3, np.int64), "big endian": np.arange(2, dtype=">f4")}
+    data = version(pickle.dumps(arrays, protocol))
+    assert (b"numpy.core" in data) == (version is by_numpy_1)
+    (tmp_path / "w.pkl").write_bytes(data)
+    read = files.read(tmp_path / "w.pkl")
+    assert read.keys() == arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(read[name], array)
+
+
+def test_arrays_outside_of_their_pickle_are_refused(tmp_path):
+    data = pickle.dumps({"a": np.ones(3)}, 5, buffer_callback=lambda buffer: False)
+    (tmp_path / "w.pkl").write_bytes(data)
+    with pytest.raises(UserError, match="w.pkl: is damaged or no pickle"):
+        files.read(tmp_path / "w.pkl")
 
 
 @pytest.mark.parametrize("content, message", [(b"no pickle", "damaged or no pickle"), (b"", "damaged or no pickle"),

@@ -6,7 +6,7 @@ tensors or arrays and plain containers, and refuse anything else.
 import os
 import pathlib
 
-import ml_dtypes  # gives numpy the bfloat16 that safetensors asks it for
+import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
@@ -26,7 +26,7 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
     In a `.pth` the tensors lie at the top or under `state_dict` or `model`. Floating-point tensors become float32.
     Raises UserError where the file is missing, of another kind, damaged, holds anything but tensors and plain
-    containers, or needs torch or h5py and that is absent.
+    containers, has a value that is not finite, or needs torch or h5py and that is absent.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -37,7 +37,7 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     tensors = readers.get(path.suffix, _read_torch)(path)
     if not tensors:
         raise UserError(f"{path}: holds no tensor")
-    return tensors
+    return {name: _finite(name, array, path) for name, array in tensors.items()}
 
 
 def write(path: str | os.PathLike, tensors: dict[str, np.ndarray]) -> None:
@@ -60,13 +60,22 @@ def write(path: str | os.PathLike, tensors: dict[str, np.ndarray]) -> None:
         raise UserError(f"{path}: cannot be written: {_first_line(error)}") from error
 
 
+def _finite(name, array, path):
+    """The array, in float32 where it has a floating point; UserError where it holds nan or infinity."""
+    if array.dtype.kind == "f" or array.dtype == ml_dtypes.bfloat16:
+        with np.errstate(over="ignore"):  # a float64 may be beyond float32
+            array = array.astype(np.float32, copy=False)
+    if bad := array.size - np.isfinite(array).sum():
+        raise UserError(f"{path}: {bad} of {array.size} values of {name} are nan or infinite: the training that wrote "
+                        "them had diverged; give an earlier checkpoint")
+    return array
+
+
 def _read_safetensors(path):
     try:
-        tensors = safetensors.numpy.load_file(path)
+        return safetensors.numpy.load_file(path)
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: is damaged or no .safetensors file: {_first_line(error)}") from error
-    inexact = np.float16, np.float64, ml_dtypes.bfloat16
-    return {name: array.astype(np.float32) if array.dtype in inexact else array for name, array in tensors.items()}
 
 
 def _read_torch(path):
@@ -76,8 +85,8 @@ def _read_torch(path):
         raise UserError(f"{path}: reading {path.suffix} needs PyTorch (its CPU build will do): {INSTALL_TORCH}; "
                         "a .safetensors file needs none") from error
     tensors = _state_dict(_unpickle(path, torch), path, torch)
-    return {name: (value.float() if value.is_floating_point() else value).detach().numpy()
-            for name, value in tensors.items()}
+    in_numpy = lambda value: (value.float() if value.dtype == torch.bfloat16 else value).detach().numpy()
+    return {name: in_numpy(value) for name, value in tensors.items()}
 
 
 def _unpickle(path, torch):

@@ -25,8 +25,8 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     found = {}
 
     def visit(name, node):
-        if isinstance(node, h5py.Dataset) and (key := _key(name, node, path)):
-            found[key] = np.asarray(node, np.float32)
+        if isinstance(node, h5py.Dataset) and node.dtype.kind in "fiu" and (key := _key(name, node, path)):
+            found[key] = np.asarray(node)
 
     try:
         with h5py.File(path) as file:

@@ -77,7 +77,8 @@ def load_into(tree: dict, tensors: Tensors, *, source: str | os.PathLike = "the 
             none.
     Returns:
         A new tree: numpy arrays in the model's layout, and what was left out as it was in `tree`.
-    Raises UserError: the first ten tensors that are missing, extra or of another shape, and how many there are.
+    Raises UserError: the first ten tensors that are missing, extra, of another shape or not of floating point, and
+    how many there are.
     """
     leaves = _named(tree)
     wanted = {name: path for name, (_, path, _) in leaves.items()}
@@ -174,8 +175,10 @@ def _check(source, tensors, shapes, left, other, wanted):
     extra = [name for name in tensors if name not in wanted]
     by = lambda shape: "x".join(map(str, shape))
     reshaped = [f"{name} {by(tensors[name].shape)} for {by(shapes[name])}" for name in other]
-    found = [f"{len(rows)} {what}: {listed(rows)}"
-             for what, rows in (("missing", missing), ("extra", extra), ("of another shape", reshaped)) if rows]
+    integers = [f"{name} {tensors[name].dtype}" for name in wanted
+                if name in tensors and tensors[name].dtype.kind != "f"]
+    found = [f"{len(rows)} {what}: {listed(rows)}" for what, rows in (
+        ("missing", missing), ("extra", extra), ("of another shape", reshaped), ("not of floats", integers)) if rows]
     if found:
         raise UserError(f"{source} does not fit the model: {'; '.join(found)}{_hint(other, wanted, tensors)}")
 

@@ -2,14 +2,15 @@
 import os
 import pathlib
 import pickle
+import re
 
 import numpy as np
 
 from htd_jax.errors import UserError, one_line
 
-# All that arrays need. None of these calls what a file names or gives it a way to.
-_ALLOWED = {"_reconstruct", "scalar", "ndarray", "dtype", "encode", "OrderedDict"}
-_MODULES = {"numpy", "numpy.core.multiarray", "numpy._core.multiarray", "_codecs", "collections"}
+# All that arrays need, by protocols 0 to 5. None of these calls what a file names or gives it a way to.
+_ALLOWED = {"numpy._core.multiarray._reconstruct", "numpy._core.multiarray.scalar", "numpy._core.numeric._frombuffer",
+            "numpy.ndarray", "numpy.dtype", "_codecs.encode", "collections.OrderedDict"}
 _NESTED = ("model", "blobs")  # where Detectron2 and Detectron put the arrays
 
 
@@ -19,9 +20,10 @@ class _Refused(Exception):
 
 class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module, name):
-        if module not in _MODULES or name not in _ALLOWED:
+        today = re.sub(r"^numpy\.core\b", "numpy._core", module)  # where it lies since numpy 2
+        if f"{today}.{name}" not in _ALLOWED:
             raise _Refused(f"{module}.{name}")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)  # where it lies since numpy 2
+        return super().find_class(today, name)
 
 
 def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -44,4 +46,4 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
               if isinstance(value, np.ndarray) and value.dtype.kind in "fiu" and not str(name).endswith("_momentum")}
     if not arrays:
         raise UserError(f"{path}: has no numpy arrays under {' or '.join(_NESTED)}, and none at its top")
-    return {name: array.astype(np.float32) if array.dtype.kind == "f" else array for name, array in arrays.items()}
+    return arrays
