@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from packaging.requirements import InvalidRequirement, Requirement
 
 from htd_jax import cli
-from htd_jax.errors import UserError, one_line, writing_to
+from htd_jax.errors import UserError, one_line, shortened, writing_to
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 Results = Iterator[tuple[str, str, str]]  # state, what was checked, remark
@@ -61,7 +61,7 @@ def check(config: ConfigDict | None = None, show: Callable[[str], object] = prin
         checks += [data(config, "train", opened), data(config, "val", opened), agreement(opened)]
         checks += [inspect(config, report), start(config)]
     for state, what, remark in itertools.chain(*checks):
-        show(f"{state:<5} {what:<24} {remark}")
+        show(f"{state:<5} {what:<24} {shortened(remark)}")
         yield state, what, remark
 
 

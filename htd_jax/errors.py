@@ -1,14 +1,29 @@
 """The one exception for everything that a user can cause and fix."""
 import contextlib
+import re
 from collections.abc import Iterator
+
+_WORD, _LINE = 200, 3000  # characters shown of a name or a value, and of a whole message
 
 
 class UserError(Exception):
     """Bad input: a file, key, shape or value that cannot be used.
 
-    The message is one line that names the thing, echoes its value and says what to do.
-    Commands print it and exit with status 2.
+    The message is one line that names the thing, echoes its value and says what to do. A long name is shortened in its
+    middle. Commands print it and exit with status 2.
     """
+
+    def __init__(self, message: str):
+        super().__init__(shortened(message))
+
+
+def shortened(message: str) -> str:
+    """The message, where a word or all of it is very long with dots in place of the middle."""
+    return _middle_out(re.sub(rf"\S{{{_WORD + 1},}}", lambda word: _middle_out(word[0], _WORD), message), _LINE)
+
+
+def _middle_out(text, length):
+    return text if len(text) <= length else f"{text[:length // 2]}...{text[-length // 2:]}"
 
 
 def one_line(error: BaseException, length: int = 200) -> str:
