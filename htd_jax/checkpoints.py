@@ -8,7 +8,8 @@ import json
 import logging
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,18 @@ _RENAMED = {("border",): ("ba",), ("backbone", "conv1"): ("backbone", "stem", "c
             ("backbone", "bn1"): ("backbone", "stem", "bn1")}
 
 
+class _BestByAP(policies.PreservationPolicy):
+    """Keeps the checkpoint with the best score, the latest among equals."""
+
+    def __init__(self, folder):
+        self._folder = folder
+
+    def should_preserve(self, checkpoints: Sequence, *, context: Any = None) -> Sequence[bool]:
+        scores = [files.score(self._folder / str(checkpoint.step)) for checkpoint in checkpoints]
+        best = max(((ap, i) for i, ap in enumerate(scores) if ap is not None), default=(None, None))[1]
+        return [i == best for i in range(len(scores))]
+
+
 class Checkpoints:
     """The checkpoints of one workdir. A context manager; leaving it waits for what is still being written."""
 
@@ -39,7 +52,9 @@ class Checkpoints:
         """keep: how many of the last checkpoints stay, beside the best by AP."""
         self._workdir = pathlib.Path(workdir).resolve()
         self._folder = self._workdir / "checkpoints"
-        kept = policies.AnyPreservationPolicy([policies.LatestN(keep), files.BestByAP(self._folder)])
+        kept = policies.AnyPreservationPolicy([policies.LatestN(keep), _BestByAP(self._folder)])
+        for step in self._folder.glob("[0-9]*"):
+            files.score(step)  # before Orbax reads them: it does not say which one is damaged
         options = ocp.CheckpointManagerOptions(preservation_policy=kept, cleanup_tmp_directories=True)
         handlers = {"state": ocp.StandardCheckpointHandler(), "about": ocp.JsonCheckpointHandler()}
         try:
@@ -96,7 +111,7 @@ class Checkpoints:
 
         `abstract` is the state as jax.ShapeDtypeStructs with shardings. A damaged checkpoint is named, moved aside to
         `damaged-STEP`, and the one before is used. Raises UserError where a checkpoint is of another model, all are
-        damaged, or one cannot be read for another reason: then nothing is touched.
+        damaged, or one has values that are not finite or cannot be read for another reason: then nothing is touched.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
@@ -119,7 +134,7 @@ class Checkpoints:
         scalar = jax.ShapeDtypeStruct((), jnp.uint32, sharding=jax.tree.leaves(abstract)[0].sharding)
         args = ocp.args.StandardRestore(wanted | {"checksums": dict.fromkeys(abstract, scalar)})
         tree = self._manager.restore(step, args=ocp.args.Composite(state=args)).state
-        return _rename(_verified(tree), renamed)
+        return _rename(_finite(_verified(tree), folder.parent), renamed)
 
     def _set_aside(self, step, steps, reason):
         if step == steps[-1]:
@@ -151,7 +166,7 @@ def restore_params(path: str | os.PathLike) -> dict:
         path: a workdir (its latest checkpoint is read) or one saved step, WORKDIR/checkpoints/STEP.
     Returns:
         Nested dict of numpy arrays by NNX path: all parameters, trained or frozen, and statistics.
-    Raises UserError where there is no checkpoint or it is damaged.
+    Raises UserError where there is no checkpoint, it is damaged, or a value in it is not finite.
     """
     folder = files.step_folder(path)
     try:
@@ -162,6 +177,7 @@ def restore_params(path: str | os.PathLike) -> dict:
         parts = _verified(ocp.PyTreeCheckpointer().restore(folder / "state", args=args))
     except Exception as error:
         raise UserError(f"checkpoint {folder} is damaged: {files.damage(folder, error)}") from error
+    _finite(parts, folder)
     # Keys of digits are indices of NNX lists.
     flat = {tuple(int(key) if str(key).isdigit() else key for key in path): array
             for part in parts.values() for path, array in traverse_util.flatten_dict(part).items()}
@@ -182,8 +198,13 @@ def stored_categories(path: str | os.PathLike) -> list[tuple[int | str, str]] | 
     """`load_categories`, or None where there is no checkpoint, or one of an earlier version that was copied alone."""
     try:
         return load_categories(path)
-    except UserError:
+    except files.Missing:
         return None
+
+
+def travelling(config: ConfigDict, categories: Iterable[tuple[int | str, str]]) -> dict:
+    """What every saved step takes along, so that it can be copied away alone: `save` wants it."""
+    return dict(config=config.to_dict(), categories=[[*category] for category in categories])
 
 
 def write_about(workdir: pathlib.Path, config: ConfigDict, categories: Iterable[tuple[int | str, str]]) -> None:
@@ -254,6 +275,16 @@ def _verified(tree):
         if int(value) != int(tree["checksums"][key]):
             raise files.Damaged(f"the bits of `{key}` are not those that were saved")
     return state
+
+
+def _finite(tree, source):
+    """The tree; raises UserError that names the first of its arrays with nan or infinity."""
+    for path, array in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        if bad := np.size(array) - np.isfinite(array).sum():
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            raise UserError(f"checkpoint {source}: {bad} of {np.size(array)} values of {name} are nan or infinite: the "
+                            "training had diverged; give an earlier step, and to resume from it remove this one")
+    return tree
 
 
 def _unused(path):

@@ -107,7 +107,7 @@ def _write_workdir(source, target, config, backbone):
     with writing_to(f"the workdir {target}"):
         target.mkdir(parents=True, exist_ok=True)
     with checkpoints.Checkpoints(target) as saved:
-        saved.save(0, dict(params=params, frozen=frozen))
+        saved.save(0, dict(params=params, frozen=frozen), checkpoints.travelling(config, categories))
     checkpoints.write_about(target, config, categories)
     count = len(jax.tree.leaves(weights))
     print(f"{target}: a workdir with one checkpoint, {count} tensors, {config.model.num_classes} classes")

@@ -31,18 +31,16 @@ def complete(argv: list[str]) -> list[str]:
     for name in ("config", "checkpoint"):
         parser.add_argument(f"--{name}", f"-{name}", nargs="?")
     given, rest = parser.parse_known_args(argv[1:])
-    config = path_of(given.config) if given.config else _saved_config(given.checkpoint)
-    config = f"{_SAVED}:{config}" if config and config.endswith(".json") else config
+    config = path_of(given.config) if given.config else _folder(given.checkpoint)
+    config = f"{_SAVED}:{config}" if config and (config.endswith(".json") or os.path.isdir(config)) else config
     named = [f"--{name}={value}" for name, value in (("config", config), ("checkpoint", given.checkpoint)) if value]
     return [*argv[:1], *named, *rest]
 
 
-def _saved_config(checkpoint):
-    """The config.json of a workdir or one saved step; None for a file of weights."""
+def _folder(checkpoint):
+    """The checkpoint itself where it is a workdir or one saved step, which have a configuration; else None."""
     if not checkpoint or checkpoint.startswith("hf:"):
         return None
-    path = pathlib.Path(checkpoint).resolve()
-    if not path.exists():
+    if not pathlib.Path(checkpoint).exists():
         raise UserError(f"--checkpoint {checkpoint}: no such file or folder")
-    folders = [path, *path.parents[:2]] if path.is_dir() else []  # a step is WORKDIR/checkpoints/STEP
-    return next((str(folder / "config.json") for folder in folders if (folder / "config.json").is_file()), None)
+    return checkpoint if os.path.isdir(checkpoint) else None

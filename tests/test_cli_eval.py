@@ -4,6 +4,8 @@ The processes put a simple function in the place of `detect`, which would take h
 """
 import json
 import pathlib
+import runpy
+import shutil
 import subprocess
 import sys
 
@@ -15,6 +17,7 @@ from flax import nnx
 from PIL import Image
 
 from htd_jax.config import default_config
+from htd_jax.convert import convert
 from htd_jax.evaluation import coco
 from htd_jax.models.htd import build
 from htd_jax.weights import files, loading
@@ -59,9 +62,12 @@ def folder(tmp_path_factory):
     return path
 
 
-def call(program, folder, *arguments, stand_in=("-c", STAND_IN)):
-    command = [sys.executable, *stand_in, program, "--config", folder / "small.py", "--checkpoint",
-               folder / "w.safetensors", f"--config.data.val.annotations={folder / 'annotations.json'}",
+def call(program, folder, *arguments, stand_in=("-c", STAND_IN), checkpoint=None):
+    """Runs a program on the weights of `folder` and their configuration, or on a checkpoint that has one."""
+    source = ["--checkpoint", checkpoint] if checkpoint else [
+        "--config", folder / "small.py", "--checkpoint", folder / "w.safetensors"]
+    command = [sys.executable, *stand_in, program, *source,
+               f"--config.data.val.annotations={folder / 'annotations.json'}",
                f"--config.data.val.images={folder / 'images'}", *arguments]
     environment = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "PATH": ""}
     return subprocess.run([str(c) for c in command], cwd=ROOT, env=environment, capture_output=True, text=True,
@@ -111,6 +117,17 @@ def test_predict_draws_what_it_can_and_names_what_it_cannot(folder, tmp_path):
 def test_score_below_the_models_own_threshold_is_reached(folder):
     shown = call("predict.py", folder, folder / "images" / "000100.jpg", "--config.test.score=.45", "--score=.35")
     assert (shown.returncode, shown.stdout.split(": ")[1]) == (0, "1 class 1\n")
+
+
+def test_a_step_that_was_copied_alone_is_enough(folder, tmp_path):
+    config = runpy.run_path(str(folder / "small.py"))["get_config"]()
+    convert(folder / "w.safetensors", tmp_path / "run", config)
+    step = (tmp_path / "run" / "checkpoints" / "0").rename(tmp_path / "300")
+    done = call("predict.py", folder, folder / "images" / "000100.jpg", checkpoint=step)
+    assert (done.returncode, done.stdout.split(": ")[1]) == (0, "1 class 1\n"), done.stderr
+    shutil.rmtree(step / "about")
+    done = call("predict.py", folder, folder / "images" / "000100.jpg", checkpoint=step)
+    assert done.returncode == 2 and "or give --config" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("program, arguments, message", [

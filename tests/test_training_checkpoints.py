@@ -68,6 +68,18 @@ def test_last_and_best_are_kept_also_across_restarts(tmp_path):
     save(tmp_path, {9: None}, keep=2)  # is there already
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"AP": "x"}'])
+def test_a_damaged_score_is_named(tmp_path, text):
+    save(tmp_path, {1: 0.5, 2: 0.1})
+    score = tmp_path / "checkpoints" / "1" / "metrics" / "metrics"
+    score.write_text(text)
+    with pytest.raises(UserError, match="1/metrics/metrics is not what a run writes there: .*; remove it"):
+        Checkpoints(tmp_path)
+    score.unlink()
+    save(tmp_path, {3: None, 4: None, 5: None}, keep=2)
+    assert steps(tmp_path) == [2, 4, 5]
+
+
 def damage_cut(folder):
     largest(folder).write_bytes(largest(folder).read_bytes()[:100])
 
@@ -168,6 +180,22 @@ def test_all_damaged(tmp_path):
         restore(tmp_path)
     with pytest.raises(UserError, match="4 is damaged"):
         checkpoints_lib.restore_params(tmp_path)
+
+
+def test_values_that_are_not_finite_are_refused_by_name(tmp_path):
+    """Nothing is moved aside: the files are those that were saved."""
+    save(tmp_path, {4: None})
+    state = make_state(8)
+    state["params"]["neck"]["convs"][1]["kernel"] = jnp.array([1, jnp.inf])
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(8, state)
+    for read in (restore, checkpoints_lib.restore_params):
+        with pytest.raises(UserError, match=r"checkpoints/8: 1 of 2 values of params.neck.convs.1.kernel are nan"):
+            read(tmp_path)
+    assert steps(tmp_path) == [4, 8]
+    assert checkpoints_lib.restore_params(tmp_path / "checkpoints/4")
+    shutil.rmtree(tmp_path / "checkpoints/8")
+    assert restore(tmp_path)[0] == 4
 
 
 def test_another_model_lists_the_tensors(tmp_path):
