@@ -180,6 +180,13 @@ def flatten(config: ConfigDict | dict) -> dict[str, Any]:
     return flat
 
 
+def differences(config: ConfigDict, other: ConfigDict, whose: str) -> dict[str, str]:
+    """{key: 'KEY VALUE (WHOSE: VALUE)'} of all keys that are set in `config` and have another value in `other`."""
+    theirs = flatten(other)
+    return {key: f"{key} {value} ({whose}: {theirs[key]})" for key, value in flatten(config).items()
+            if value not in (None, theirs[key])}
+
+
 def expand_home(config: ConfigDict) -> ConfigDict:
     """Returns `config` with the home folder in place of `~` in every path."""
     paths = {key: os.path.expanduser(value) for key, value in flatten(config).items()

@@ -4,6 +4,7 @@ Most tests put a simple function of the pixels in the place of `detect`, which t
 shape; the last ones take the real one.
 """
 import json
+import shutil
 import threading
 
 import jax
@@ -194,13 +195,69 @@ def test_checkpoint_forms_and_their_errors(weights, tmp_path, detector):
         Detector.from_checkpoint((small(), weights), batch_size=0)
 
 
-def test_a_workdir_brings_its_configuration_and_names(weights, tmp_path, detector):
-    config, names = small(), ("ant", "bee", "cat", "dog", "eel")
+def write_workdir(path, weights, config, names):
     tree = restored.restore(config, weights)
     state = {"params": {k: v for k, v in tree.items() if k != "backbone"}, "frozen": {"backbone": tree["backbone"]}}
-    checkpoints.write_about(tmp_path, config, [Category(3 * i, name) for i, name in enumerate(names)])
-    with checkpoints.Checkpoints(tmp_path) as written:
+    checkpoints.write_about(path, config, [Category(3 * i, name) for i, name in enumerate(names)])
+    with checkpoints.Checkpoints(path) as written:
         written.save(7, state)
+
+
+@pytest.fixture(scope="module")
+def workdir(weights, tmp_path_factory):
+    path = tmp_path_factory.mktemp("run")
+    write_workdir(path, weights, small(), "abcde")
+    return path
+
+
+@pytest.mark.parametrize("keys, listed", [
+    ({}, ""), ({"test.nms": "soft"}, "test.nms soft (the run's: hard)"),
+    ({"test.scale": (64, 32)}, "test.scale (64, 32) (the run's: (96, 64))"),
+    ({"dtype": "bfloat16", "data.pad_to": "exact"}, "data.pad_to exact (the run's: bucket), dtype bfloat16 (the run's"),
+    ({"test.score": .9}, "test.score 0.9 (the run's: "), ({"test.score": 0.0}, ""),  # lowered by predict.py's --score
+    ({"test.batch_size": 3, "model.roi_align": "products", "seed": 3, "lr": .5, "data.root": "x"}, ""),
+    ({"model.num_classes": None}, "")], ids=str)
+def test_keys_that_are_not_as_in_the_run_are_listed(workdir, caplog, keys, listed):
+    """Those that change detections."""
+    config = small()
+    config.update_from_flattened_dict(keys)
+    restored.restore(config, workdir)
+    lines = [record.getMessage() for record in caplog.records if "not as in the run" in record.getMessage()]
+    assert len(lines) == bool(listed)
+    if listed:
+        assert lines[0].startswith(f"not as in the run of {workdir}: {listed}")
+        assert lines[0].count("(the run's") == len(keys)
+
+
+@pytest.mark.parametrize("text, score", [('{"best_f1_score_threshold": 0.25}', .25), ("{", None), ("", None),
+                                         ("[]", None), ('{"best_f1_score_threshold": null}', None),
+                                         ('{"best_f1_score_threshold": -1}', None)])
+def test_the_best_score_of_the_last_evaluation(tmp_path, text, score):
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval" / "metrics.json").write_text(text)
+    assert (restored.best_score(tmp_path) or [None])[0] == score
+
+
+def test_a_backbone_alone_is_no_detector(weights, tmp_path):
+    backbone = {name: array for name, array in files.read(weights).items() if name.startswith("backbone.")}
+    files.write(tmp_path / "backbone.safetensors", backbone)
+    config = small()
+    config.model.num_classes = None
+    with pytest.raises(UserError, match="backbone.safetensors has no classifier, so it is no whole detector"):
+        restored.restore(config, tmp_path / "backbone.safetensors")
+
+
+def test_names_of_classes_that_are_damaged_are_an_error(workdir, tmp_path):
+    """No reason to take them in the order of the annotations."""
+    shutil.copytree(workdir, tmp_path / "run")
+    (tmp_path / "run" / "categories.json").write_text("[1]")
+    with pytest.raises(UserError, match="categories.json is not what a run writes"):
+        restored.check_classes([(k, name) for k, name in enumerate("abcde")], small(), tmp_path / "run")
+
+
+def test_a_workdir_brings_its_configuration_and_names(weights, tmp_path, detector):
+    config, names = small(), ("ant", "bee", "cat", "dog", "eel")
+    write_workdir(tmp_path, weights, config, names)
     for source in (tmp_path, tmp_path / "checkpoints" / "7", (small(), str(tmp_path))):
         trained = Detector.from_checkpoint(source)
         assert trained.categories == tuple((3 * i, name) for i, name in enumerate(names))

@@ -241,6 +241,14 @@ def test_arrays_outside_of_their_pickle_are_refused(tmp_path):
         files.read(tmp_path / "w.pkl")
 
 
+@pytest.mark.parametrize("tensors", [
+    {"conv1_conv/kernel": np.zeros((7, 7, 3, 8))}, {"stem.conv1.weight": np.zeros((3, 3))},
+    {"conv1_w": np.zeros((8, 3, 7, 7)), "conv1_b": np.zeros(7), "res_conv1_bn_s": np.ones(8)}], ids=min)
+def test_part_of_a_resnet_is_refused(tensors):
+    with pytest.raises(UserError, match="R.pkl: its tensors are not those of a whole ResNet: .*; give the file as"):
+        loading.canonical(tensors, "R.pkl")
+
+
 @pytest.mark.parametrize("content, message", [(b"no pickle", "damaged or no pickle"), (b"", "damaged or no pickle"),
                                               (pickle.dumps([1]), "has no numpy arrays"),
                                               (pickle.dumps({"model": {"a": "b"}}), "has no numpy arrays")])

@@ -37,6 +37,9 @@ def restore(config: ConfigDict, source: str | os.PathLike) -> dict:
     tensors = loading.load_tensors(source)
     if config.model.num_classes is None:
         config.model.num_classes = loading.num_classes(tensors)
+    if config.model.num_classes is None:
+        raise UserError(f"{source} has no classifier, so it is no whole detector; a backbone is for config.init_from "
+                        "of train.py")
     shapes = loading.tree_of(functional.functions(config).abstract)
     return jax.tree.map(jnp.asarray, loading.load_into(shapes, tensors, source=source, backbone_only=False))
 
@@ -69,13 +72,12 @@ def _say_differences(config, source):
         return
     from htd_jax import checkpoints
     try:
-        run = config_lib.flatten(checkpoints.load_config(source))
+        run = checkpoints.load_config(source)
     except UserError:  # a step that was copied alone, or a key of another version
         return
-    given = config_lib.flatten(config)
-    given["test.score"] = max(given["test.score"], run["test.score"])  # predict.py lowers it to what is shown
-    differing = [f"{key} {value} (the run's: {run[key]})" for key, value in given.items()
-                 if key.startswith(_DECIDING) and key not in _HARMLESS and value not in (None, run[key])]
+    run.test.score = min(config.test.score, run.test.score)  # predict.py lowers it to what is shown
+    differing = [line for key, line in config_lib.differences(config, run, "the run's").items()
+                 if key.startswith(_DECIDING) and key not in _HARMLESS]
     if differing:
         log.warning("not as in the run of %s: %s", source, ", ".join(differing))
 
@@ -94,7 +96,8 @@ def _stored_categories(source):
 def best_score(source: str | os.PathLike) -> tuple[float, pathlib.Path] | None:
     """The score with the best F1 in the last evaluation of a workdir, and the file that says so; None without one."""
     path = pathlib.Path(source) / "eval" / "metrics.json"
-    if not path.is_file():
+    try:
+        score = float(json.loads(path.read_bytes())["best_f1_score_threshold"])
+    except (OSError, ValueError, KeyError, TypeError):  # there is none, or its writing was interrupted
         return None
-    score = json.loads(path.read_text()).get("best_f1_score_threshold", -1)
     return (score, path) if score >= 0 else None

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, traverse_util
 
-from htd_jax.errors import UserError
+from htd_jax.errors import UserError, one_line
 from htd_jax.weights import files, hub, names, publishers
 
 # The layers whose size is the number of classes; replaced together, as PGraph uses stage 0's classifier.
@@ -47,12 +47,16 @@ def canonical(tensors: Tensors, source: str | os.PathLike = "the file") -> Tenso
     Names of Detectron, Detectron2 and Keras become torchvision's (`publishers`). A prefix `module.` goes, the prefix
     `backbone.` is added to a bare backbone, ImageNet classifiers beside a backbone and batch counters are dropped, and
     of a tensor with two names one is kept.
-    Raises UserError where two names of one tensor hold different values.
+    Raises UserError where two names of one tensor hold different values, or a publisher's ResNet lacks its stem.
     """
     tensors = {name: array for name, array in tensors.items() if not names.is_counter(name)}
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): array for name, array in tensors.items()}
-    tensors = publishers.to_torchvision(tensors)
+    try:
+        tensors = publishers.to_torchvision(tensors)
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{source}: its tensors are not those of a whole ResNet: {type(error).__name__} "
+                        f"{one_line(error)}; give the file as it was published") from error
     if not any(name.startswith(("neck.", "rpn_head.", "roi_head.")) for name in tensors):
         tensors = _backbone(tensors)
     single = {}
@@ -119,7 +123,7 @@ def complete(tensors: Tensors) -> Tensors:
 def num_classes(tensors: Tensors) -> int | None:
     """The number of classes, without background, of a detector's tensors; None of a backbone's."""
     bias = tensors.get("roi_head.bbox_head.0.fc_cls.bias")
-    return None if bias is None else len(bias) - 1
+    return len(bias) - 1 if np.size(bias) > 1 else None
 
 
 def listed(rows: Sequence[str]) -> str:
