@@ -1,5 +1,6 @@
 """What train.py, eval.py and predict.py share: the --config flag, and bad input as one line on stderr with status 2."""
 import logging
+import os
 import re
 import sys
 import traceback
@@ -10,6 +11,7 @@ from ml_collections import config_flags
 
 from htd_jax import command_line, config as config_lib, recipes
 from htd_jax.errors import UserError
+from htd_jax.training import prefetch
 
 _HELP = {"-h", "-help", "--help", "--helpshort", "--helpfull"}
 _MISSING = "--config is missing; for example --config configs/htd_r50.py"
@@ -42,11 +44,16 @@ def run(main: Callable[[list[str]], object], doc: str, config_required: bool = T
     try:
         sys.argv[:] = recipes.complete(command_line.normalised(sys.argv))  # ml_collections, too, reads sys.argv
         main(_parse(sys.argv, config_required))
+        status = 0
     except UserError as error:
-        sys.exit(fail(error))
+        status = fail(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        _leave(130)
+    if prefetch.hangs():
+        _leave(status)
+    if status:
+        sys.exit(status)
 
 
 def fail(error: UserError) -> int:
@@ -62,6 +69,13 @@ def check(arguments: list[str], **required: str | None) -> None:
     for name, value in required.items():
         if not value:
             raise UserError(f"--{name} is missing; for example --{name} {_EXAMPLES[name]}")
+
+
+def _leave(status):
+    """Ends the process at once. Its usual end waits for all threads, and one that reads from a dead disk never ends."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(status)
 
 
 def _parse(argv, config_required):

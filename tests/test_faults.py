@@ -250,6 +250,43 @@ def test_a_data_thread_that_hangs_is_said(monkeypatch, caplog):
     stream.close()
 
 
+def test_a_run_that_is_to_end_waits_for_no_batch(monkeypatch):
+    back, to_end = threading.Event(), threading.Event()
+    batches = (back.wait() and batch for batch in ("first",))
+    monkeypatch.setattr(prefetch, "_LEAVE", .1)
+    stream = prefetch.Prefetch(batches, put=str.upper, ends=to_end.is_set)
+    threading.Timer(.3, to_end.set).start()
+    assert next(stream) is None
+    stream.close()
+    assert prefetch.hangs()
+    back.set()
+    until = time.monotonic() + 10
+    while prefetch.hangs() and time.monotonic() < until:
+        time.sleep(.01)
+    assert not prefetch.hangs()
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_an_image_never_comes_saves_and_ends_in_seconds(tmp_path, sent):
+    folder, run, keys = tmp_path / "data", tmp_path / "run", dict(checkpoint_every=FOREVER, data__val__annotations="")
+    tiny.write_dataset(folder, count=20)
+    process = start(folder, run, total_steps=FOREVER, **keys)
+    wait_for_step(run, 3, process)
+    os.mkfifo(tmp_path / "pipe")
+    (folder / "images" / "7.png").rename(tmp_path / "7.png")
+    (tmp_path / "pipe").rename(folder / "images" / "7.png")  # nobody ever writes into it
+    done = None
+    while done != (done := rows(run)[-1]["step"]):
+        time.sleep(1)
+    began = time.monotonic()
+    process.send_signal(sent)
+    assert f"stopped by {sent.name} after step {done + 1}, whose next batch was late" in finish(process)
+    assert time.monotonic() - began < 20  # on a machine that does other things too
+    (tmp_path / "7.png").rename(folder / "images" / "7.png")
+    finish(start(folder, run, total_steps=done + 3, **keys))
+    assert [row["step"] for row in rows(run)] == list(range(1, done + 4))
+
+
 # ---- hosts
 
 @pytest.mark.slow

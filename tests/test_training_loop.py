@@ -79,7 +79,9 @@ def test_rows_beyond_the_checkpoint_come_again_once(data, tmp_path):
 
 
 def contents(workdir):
-    return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in workdir.rglob("*") if path.is_file()}
+    """What lies in a workdir, folders too, and when each was last changed."""
+    paths = [workdir, *workdir.rglob("*")]
+    return {str(path): (path.is_file() and path.read_bytes(), path.stat().st_mtime_ns) for path in paths}
 
 
 @pytest.mark.parametrize("keys", [{}, dict(total_steps=1), dict(lr=.1, test__score=.5), dict(batch_size=4)])
@@ -90,6 +92,17 @@ def test_finished_run_started_again_says_so_and_changes_nothing(data, tmp_path, 
     assert contents(tmp_path) == before
     assert f"finished: step 2 of {keys.get('total_steps', 2)}; evaluated at step 2" in capsys.readouterr().err
     assert {name: again[name] for name in ("AP", "ARl", "images")} == {k: metrics[k] for k in ("AP", "ARl", "images")}
+
+
+def test_settings_that_change_when_resuming_are_listed(data, tmp_path, capsys):
+    loop.train(tiny.config(data, total_steps=1, lr=.01), tmp_path)
+    loop.train(tiny.config(data, total_steps=2, lr=.01, total_epochs=12), tmp_path)
+    assert "other settings: total_steps 2 (before: 1)\n" in capsys.readouterr().err
+    loop.train(tiny.config(data, total_steps=3, lr=.02, data__flip=0.0), tmp_path)
+    listed = "other settings: data.flip 0.0 (before: 0.5), lr 0.02 (before: 0.01), total_steps 3 (before: 2)\n"
+    assert listed in capsys.readouterr().err
+    loop.train(tiny.config(data, total_steps=5), tmp_path / "new")
+    assert "other settings" not in capsys.readouterr().err
 
 
 def with_categories(data, folder, names):
@@ -242,8 +255,21 @@ def test_patience_ends_a_run_whose_ap_does_not_improve(data, tmp_path, monkeypat
     assert [row["step"] for row in rows(tmp_path, "evaluations.jsonl")] == list(range(1, ends + 1))
     assert best in steps(tmp_path)
     assert (f"training ends after step {ends}; the best is checkpoints/{best}" in capsys.readouterr().err) == (ends < 6)
-    again = loop.train(config, tmp_path)  # evaluates nothing: a run that reached its end shows its stored numbers
-    assert (again and again["AP"]) == (scores[-1] if ends == 6 else None) and max(steps(tmp_path)) == ends
+    before = contents(tmp_path)
+    assert loop.train(config, tmp_path)["AP"] == scores[ends - 1]  # the stored numbers: nothing is evaluated
+    assert contents(tmp_path) == before
+    improved = f"AP had not improved in 2 evaluations, the best is checkpoints/{best}"
+    said = capsys.readouterr().err
+    assert f"finished: step {ends} of 6; evaluated at step {ends}" in said and (improved in said) == (ends < 6)
+
+
+def test_more_patience_trains_on(data, tmp_path, monkeypatch):
+    queue = iter([.3, .2, .1, .4])
+    monkeypatch.setattr(loop.runner, "evaluate", lambda *_: dict(AP=next(queue), AP50=0.0, images=12))
+    monkeypatch.setattr(loop.coco, "METRICS", ("AP",))
+    for patience, last in ((2, 3), (3, 4)):
+        loop.train(tiny.config(data, total_steps=4, eval_every=1, patience=patience), tmp_path)
+        assert steps(tmp_path)[-1] == rows(tmp_path)[-1]["step"] == last
 
 
 def test_one_folder_is_enough(data, tmp_path):

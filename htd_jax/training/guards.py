@@ -86,6 +86,10 @@ class Preemption:
         for handled in self._before:
             signal.signal(handled, signal.SIG_DFL)
 
+    def received(self) -> bool:
+        """Whether this process alone is to end, at once. Of several none ends before all know the step: `reached`."""
+        return self._received is not None
+
     @property
     def signal(self) -> str:
         """The name of the signal."""
@@ -96,4 +100,4 @@ class Preemption:
         if jax.process_count() > 1:
             with contextlib.suppress(RuntimeError):  # the service is switched off
                 return multihost_utils.reached_preemption_sync_point(step)
-        return self._received is not None
+        return self.received()

@@ -14,15 +14,15 @@ from jaxtyping import Int32
 from ml_collections import ConfigDict
 
 from htd_jax import data as data_lib, mesh as mesh_lib
-from htd_jax.checkpoints import Checkpoints, write_about
+from htd_jax.checkpoints import Checkpoints, travelling, write_about
 from htd_jax.data import Dataset, checks, classes, pipeline
 from htd_jax.errors import UserError, writing_to
 from htd_jax.evaluation import coco, drawing, run_logs, runner
 from htd_jax.models import functional
 from htd_jax.training import guards, optimizer as optimizer_lib, run_classes, schedule as schedule_lib, step as step_lib
-from htd_jax.training.metrics import EVALUATIONS, Logbook
+from htd_jax.training.metrics import EVALUATIONS, Logbook, since_best
 from htd_jax.training.prefetch import Prefetch
-from htd_jax.training.state import initial_state
+from htd_jax.training.state import changed_settings, initial_state
 
 Labels = Int32[np.ndarray, " K"]
 
@@ -72,7 +72,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict | None:
 
         # ---- logs; the workdir tells of this start once it is known to train
         main = jax.process_index() == 0
-        if is_finished(workdir, start, total, validation):
+        if is_finished(workdir, start, total, config, validation):
             return show_finished(workdir, start, total)
         if main and start < total:
             with writing_to(f"the workdir {workdir}"):
@@ -80,17 +80,21 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict | None:
         logbook = stack.enter_context(Logbook(workdir, start, total, config.batch_size, config.log_every, main))
         logbook.say(f"{checks.describe(dataset)}, {steps_per_epoch} steps an epoch, {total} steps, {mesh.size} devices "
                     f"({jax.devices()[0].device_kind}), " + (f"resuming from step {start}" if start else "from step 0"))
+        if changed := changed_settings(checkpoints.about(start), config):
+            logbook.say(f"from here on with other settings: {', '.join(changed)}")
 
         # ---- loop
         stream = pipeline.train_batches(dataset, config, start - first, jax.process_index(), jax.process_count())
-        batches = stack.enter_context(contextlib.closing(Prefetch(stream, functools.partial(_to_devices, mesh=mesh))))
+        preemption = stack.enter_context(guards.Preemption())
+        batches = stack.enter_context(contextlib.closing(Prefetch(
+            stream, functools.partial(_to_devices, mesh=mesh), ends=preemption.received)))
         metrics = run(
             state, start, total, config, step_fn=step_fn, batches=batches, checkpoints=checkpoints, logbook=logbook,
             evaluate=validator(functions, validation, config, mesh, workdir, total, labels, logbook.pictures),
             about=functools.partial(_about, config, dataset.categories, first, steps_per_epoch),
             skipped=pipeline.SkippedImages(dataset),
             guard=functools.partial(guards.check_finite, dataset=dataset, workdir=workdir),
-            preemption=stack.enter_context(guards.Preemption()))
+            preemption=preemption)
     if main:
         _show(metrics, workdir)
     return metrics
@@ -110,7 +114,7 @@ def run(state: dict, start: int, total: int, config: ConfigDict, *, step_fn: Cal
         total: updates after which to end, if `patience` does not end the run before.
         config: uses eval_every, patience, checkpoint_every.
         step_fn: (state, batch) -> (state, logs).
-        batches: (host batch, device batch) from step `start` on.
+        batches: (host batch, device batch) from step `start` on; None where a signal comes before the next one.
         evaluate: (step, state) -> metrics.
         about: step -> what is saved with it.
         guard: (step, logs, host batch); raises where the logs are not finite.
@@ -127,11 +131,20 @@ def run(state: dict, start: int, total: int, config: ConfigDict, *, step_fn: Cal
             guard(done, logs, batch)
             logbook.step(done, logs, skipped.count)
 
+    def stop(step, late=""):
+        if step > start:
+            read_logs()
+            checkpoints.save(step, state, about(step))
+        checkpoints.wait()
+        logbook.say(f"stopped by {preemption.signal} after step {step}{late}; the same command resumes there")
+        return metrics
+
     for step in range(start, total + 1):
         # ---- save, then evaluate, the state after `step` updates
-        stopped = preemption.reached(step)
-        due = evaluate and not stopped and is_due(step, config.eval_every, total) and not logbook.evaluated(step)
-        if due or (step > start and (stopped or is_due(step, config.checkpoint_every, total))):
+        if preemption.reached(step):
+            return stop(step)
+        due = evaluate and is_due(step, config.eval_every, total) and not logbook.evaluated(step)
+        if due or (step > start and is_due(step, config.checkpoint_every, total)):
             read_logs()
             with logbook.clock.pause():
                 checkpoints.save(step, state, about(step))
@@ -139,21 +152,21 @@ def run(state: dict, start: int, total: int, config: ConfigDict, *, step_fn: Cal
                     metrics = evaluate(step, state)
                     logbook.evaluation(step, metrics)
                     checkpoints.score(step, metrics["AP"])
-        if stopped:
-            checkpoints.wait()
-            logbook.say(f"stopped by {preemption.signal} after step {step}; the same command resumes there")
         since, best = logbook.evaluations_since_best()
         worn_out = 0 < config.patience <= since
         if worn_out and step < total:
             logbook.say(f"AP has not improved in {since} evaluations: training ends after step {step}; the best is "
                         f"checkpoints/{best}")
-        if stopped or worn_out or step == total:
+        if worn_out or step == total:
             return metrics
 
         checkpoints.check()
 
         # ---- the next batch
-        batch, on_devices = _next(batches, unread, logbook)
+        item = _next(batches, unread, logbook)
+        if item is None:
+            return stop(step, ", whose next batch was late: is the disk or network with the images still there?")
+        batch, on_devices = item
         skipped.add(batch.get("skipped", ()), len(batch["index"]))
 
         # ---- step; a new shape compiles, which is not time spent training
@@ -202,18 +215,24 @@ def open_data(config: ConfigDict, workdir: pathlib.Path) -> tuple[Dataset, Datas
     return dataset, validation, labels
 
 
-def is_finished(workdir: pathlib.Path, start: int, total: int, validation: Dataset | None) -> bool:
-    """Whether nothing is left to train, nor to evaluate."""
-    evaluated = validation is None or any(row["step"] == start for row in run_logs.rows(workdir / EVALUATIONS))
-    return start > total or (start == total and evaluated)
+def is_finished(workdir: pathlib.Path, start: int, total: int, config: ConfigDict, validation: Dataset | None) -> bool:
+    """Whether nothing is left to train, nor to evaluate: at its last step, or since `patience` has ended the run."""
+    evaluations = [row for row in run_logs.rows(workdir / EVALUATIONS) if row["step"] <= start]
+    evaluated = validation is None or any(row["step"] == start for row in evaluations)
+    worn_out = 0 < config.patience <= since_best(evaluations)[0]
+    due = is_due(start, config.eval_every, total) and not evaluated
+    return start > total or (not due and (worn_out or start == total))
 
 
 def show_finished(workdir: pathlib.Path, start: int, total: int) -> dict | None:
     """Says so, with the numbers of the last evaluation; returns them, None where there was none."""
-    metrics = (run_logs.rows(workdir / EVALUATIONS) or [None])[-1]
+    evaluations = run_logs.rows(workdir / EVALUATIONS)
+    metrics = (evaluations or [None])[-1]
     if jax.process_index() == 0:
         evaluated = f"; evaluated at step {metrics['step']}" if metrics else ""
-        print(f"finished: step {start} of {total}{evaluated}", file=sys.stderr)
+        since, best = since_best(evaluations)
+        ended = f"; AP had not improved in {since} evaluations, the best is checkpoints/{best}" if start < total else ""
+        print(f"finished: step {start} of {total}{evaluated}{ended}", file=sys.stderr)
         _show(metrics, workdir)
     return metrics
 
@@ -257,8 +276,7 @@ def _next(batches, unread, logbook):
 
 def _about(config, categories, first, steps_per_epoch, step):
     """What travels with the checkpoint of a step."""
-    return dict(config=config.to_dict(), categories=[[*category] for category in categories],
-                epochs=(step - first) / steps_per_epoch)
+    return travelling(config, categories) | dict(epochs=(step - first) / steps_per_epoch)
 
 
 def _show(metrics, workdir):

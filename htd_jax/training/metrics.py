@@ -7,7 +7,7 @@ import datetime
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 from PIL import Image
@@ -79,10 +79,8 @@ class Logbook:
         return step in self._evaluations.rows
 
     def evaluations_since_best(self) -> tuple[int, int]:
-        """How many evaluations came after the first one of the best AP, and the step of that one; (0, 0) before any."""
-        scores = {step: row.get("AP") or -1.0 for step, row in sorted(self._evaluations.rows.items())}
-        best = max(scores, key=scores.get, default=0)
-        return sum(step > best for step in scores), best
+        """`since_best` of the evaluations so far."""
+        return since_best(self._evaluations.rows.values())
 
     def step(self, step: int, logs: dict[str, float], skipped: int = 0) -> None:
         """Takes the logs of a finished step; writes a row where one is due."""
@@ -132,6 +130,13 @@ class Logbook:
     def _plot(self, step, values):
         if self._board:
             self._board.add(step, values)
+
+
+def since_best(evaluations: Iterable[dict]) -> tuple[int, int]:
+    """How many evaluations came after the first one of the best AP, and the step of that one; (0, 0) before any."""
+    scores = {row["step"]: row.get("AP") or -1.0 for row in sorted(evaluations, key=lambda row: row["step"])}
+    best = max(scores, key=scores.get, default=0)
+    return sum(step > best for step in scores), best
 
 
 def _memory():

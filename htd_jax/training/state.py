@@ -1,4 +1,6 @@
 """The state of training: where it comes from, and what is in it."""
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,8 +8,9 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from htd_jax import mesh as mesh_lib
+from htd_jax import config as config_lib, mesh as mesh_lib
 from htd_jax.checkpoints import Checkpoints
+from htd_jax.errors import UserError
 from htd_jax.models.functional import Functions
 from htd_jax.weights import loading
 
@@ -46,6 +49,15 @@ def init_state(params: dict, frozen: dict, optimizer: optax.GradientTransformati
     """
     state = dict(step=jnp.zeros((), jnp.int32), params=params, frozen=frozen, optimizer=optimizer.init(params))
     return state | ({"ema": jax.tree.map(jnp.copy, params)} if ema else {})
+
+
+def changed_settings(about: dict, config: ConfigDict) -> list[str]:
+    """What `config` has otherwise than the configuration that was saved with a step (`about`)."""
+    try:
+        before = config_lib.from_json(json.dumps(about["config"]))
+    except (KeyError, UserError):  # of another version
+        return []
+    return list(config_lib.differences(config, before, "before").values())
 
 
 def init_from(functions: Functions, config: ConfigDict, other_classes: bool = False) -> dict:
