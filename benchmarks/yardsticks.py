@@ -25,10 +25,26 @@ def torchvision():
     return torchvision if torch() else None
 
 
+def device():
+    """The device that is measured, by torch's name."""
+    return "cpu" if jax.default_backend() == "cpu" else "cuda"
+
+
 def tensor(array, dtype=None):
     """A numpy or JAX array as torch's, on the device that is measured."""
-    device = "cpu" if jax.default_backend() == "cpu" else "cuda"
-    return torch().from_numpy(np.array(array, np.float32)).to(device=device, dtype=dtype)
+    return torch().from_numpy(np.array(array, np.float32)).to(device=device(), dtype=dtype)
+
+
+def images(batch):
+    """The images of a batch as torchvision's detectors take them: a list of [3, h, w], 0 to 1, without padding."""
+    pixels = tensor(batch["image"]).permute(0, 3, 1, 2) / 255
+    return [image[:, :height, :width] for image, (height, width) in zip(pixels, batch["size"])]
+
+
+def targets(batch):
+    """The ground truth of a batch as torchvision's detectors take it; label 0 is background."""
+    return [dict(boxes=tensor(boxes[valid]), labels=tensor(labels[valid], torch().int64) + 1)
+            for boxes, labels, valid in zip(batch["boxes"], batch["labels"], batch["valid"])]
 
 
 def waiting(function, *arguments):
@@ -63,22 +79,20 @@ def faster_rcnn(what, batch, classes=81):
         return None
     model = torchvision().models.detection.fasterrcnn_resnet50_fpn(
         weights=None, weights_backbone=None, num_classes=classes).cuda().train(what == "train")
-    images = list(tensor(batch["image"]).permute(0, 3, 1, 2) / 255)
+    inputs = images(batch)
     autocast = functools.partial(torch().autocast, "cuda", dtype=torch().bfloat16)
     if what == "detect":
         def detect():
             with torch().no_grad(), autocast():
-                model(images)
+                model(inputs)
             wait()
         return detect
-    long = torch().int64
-    targets = [dict(boxes=tensor(boxes[valid]), labels=tensor(labels[valid], long) + 1)
-               for boxes, labels, valid in zip(batch["boxes"], batch["labels"], batch["valid"])]
+    truth = targets(batch)
     optimizer = torch().optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4)
 
     def train():
         with autocast():
-            loss = sum(model(images, targets).values())
+            loss = sum(model(inputs, truth).values())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
