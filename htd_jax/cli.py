@@ -93,10 +93,16 @@ def _parse(argv, config_required):
     except UserError:
         raise
     except flags.Error as error:
-        raise UserError(str(error).replace("flag --", "--")) from error
+        raise UserError(str(error).replace("flag --", "--") + _as_key(error)) from error
     except Exception as error:  # the config file is Python and may raise anything
         raise UserError(_unusable_config(error)) from error
     return rest
+
+
+def _as_key(error):
+    """How to set what was given as a flag of its own, where it is a key."""
+    name = getattr(error, "flagname", None)
+    return f"; keys are set as --config.{name}=VALUE" * (name in config_lib.flatten(config_lib.default_config()))
 
 
 def _check_override_names(arguments):

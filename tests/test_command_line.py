@@ -76,6 +76,12 @@ def test_a_missing_config_is_named_though_its_keys_are_given():
     assert done.returncode == 2
 
 
+def test_a_key_given_as_a_flag_is_told_how_to_be_set():
+    done = run(*R50, "--data.root=mine")
+    assert done.stderr.endswith("'data.root'; keys are set as --config.data.root=VALUE\n") and done.returncode == 2
+    assert "keys are set" not in run(*R50, "--bogus=1").stderr
+
+
 def test_a_terminal_that_cannot_show_a_name_ends_no_program():
     script = "from htd_jax import cli; CONFIG = cli.define_config(); cli.run(lambda rest: print(rest[0] + '.'), '')"
     done = run(*R50, "hütte.jpg", script=("-c", script), PYTHONIOENCODING="ascii", PYTHONUTF8="0")
