@@ -1,5 +1,6 @@
 """One folder as data: COCO's, YOLO's and VOC's layouts give the same images and boxes; bad ones are named."""
 import json
+import logging
 import shutil
 
 import numpy as np
@@ -81,9 +82,11 @@ def test_difficult_objects_are_crowds(folder):
     assert crowds == sum(a["iscrowd"] for a in val.ground_truth()["annotations"]) == 1
 
 
-def test_voc_without_lists_holds_images_out_by_name_and_seed(folder):
+def test_voc_without_lists_holds_images_out_by_name_and_seed(folder, caplog):
     c = config(folder("voc", lists=False), holdout=0.2)
-    train, val = open_dataset(c, "train"), open_dataset(c, "val")
+    with caplog.at_level(logging.INFO):
+        train, val = open_dataset(c, "train"), open_dataset(c, "val")
+    assert ".jpg, less 20% of its images, held out" in caplog.text and ".jpg, 20% of its images, held" in caplog.text
     names = layouts.names_of(val)
     assert len(names) == 4 and not set(names) & set(layouts.names_of(train))
     assert set(names) == set(layouts.names_of(open_dataset(c, "val")))
@@ -252,7 +255,7 @@ def test_bad_lists_and_missing_images(folder):
 def test_folders_that_are_no_data(folder, tmp_path):
     root = folder("yolo")
     archive = shutil.make_archive(tmp_path / "mine", "zip", root)
-    cases = {tmp_path / "absent": "does not exist", archive: "a zip file; unpack it",
+    cases = {tmp_path / "absent": "does not exist", archive: f"unpack it .unzip {archive} -d {root}. and",
              root / "train": "none of the layouts", root / "valid/labels/000113.txt": "a file; give a folder"}
     for place, message in cases.items():
         with pytest.raises(UserError, match=message) as error:
@@ -260,6 +263,8 @@ def test_folders_that_are_no_data(folder, tmp_path):
         assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="data.source is 'yolo', but data.root is not set"):
         open_dataset(config("", source="yolo"), "train")
+    with pytest.raises(UserError, match="instances_train2017.json does not exist; set config.data.root to the folder"):
+        open_dataset(config(""), "train")
 
 
 def test_two_annotation_files_of_one_split(source, tmp_path):

@@ -14,6 +14,7 @@ from htd_jax.errors import UserError
 
 SMALLEST_SIDE = 32  # pixels; training leaves smaller images out
 FARTHEST = 2.0**31  # pixels; boxes that reach farther, to 1e308, would be infinite in float32
+UNSET = "data/coco/"  # how the default paths of data.train and data.val begin
 log = logging.getLogger(__name__)
 
 
@@ -65,6 +66,9 @@ class CocoDataset:
         source = config.data[split]
         if not source.annotations:
             raise UserError(f"config.data.{split}.annotations is empty: give the path of a COCO JSON")
+        if source.annotations.startswith(UNSET) and not pathlib.Path(source.annotations).exists():
+            raise UserError(f"annotation file {source.annotations} does not exist; set config.data.root to the folder "
+                            "of your own data, or put COCO there")
         return cls(source.annotations, source.images, training=split == "train")
 
     def __len__(self) -> int:

@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from htd_jax.data import coco_folder, voc, yolo
-from htd_jax.data.coco import CocoDataset
+from htd_jax.data.coco import UNSET, CocoDataset
 from htd_jax.data.records import Dataset, Record, coco_ground_truth
 from htd_jax.errors import UserError
 
@@ -23,7 +23,6 @@ _KINDS = {
     "yolo": (yolo.YoloFolder, yolo.yaml_of),
     "voc": (voc.VocFolder, voc.find_pairs),
 }
-_UNSET = "data/coco/"  # how the default paths of data.train and data.val begin
 _LAYOUTS = ("COCO (annotations/*.json, or train/_annotations.coco.json), YOLO (data.yaml, images/, labels/) and VOC "
             "(Annotations/*.xml, JPEGImages/)")
 
@@ -55,7 +54,7 @@ def open_root(config: ConfigDict, split: str) -> Dataset:
     if name not in folder.splits:
         raise UserError(f"{data.root} has no images for training, only {', '.join(folder.splits)}; call them train")
     log.info("%s: %s: %s%s", data.root, split, folder.splits[name],
-             f", {'less' * training} {data.holdout:.0%} of its images, held out for validation" * holds_out)
+             f", {'less ' * training}{data.holdout:.0%} of its images, held out for validation" * holds_out)
     dataset = folder.open(name, training)
     return _part(dataset, folder.open(name), config, training) if holds_out else dataset
 
@@ -65,7 +64,7 @@ def place(config: ConfigDict, split: str) -> tuple[Folder, str, bool]:
     data = config.data
     folder = find(data.root, (data.source,) if data.source != "coco" else tuple(_KINDS))
     validation = _validation_split(folder, data)
-    holds_out = validation is None and data.val.annotations.startswith(_UNSET)  # neither set nor switched off
+    holds_out = validation is None and data.val.annotations.startswith(UNSET)  # neither set nor switched off
     return folder, "train" if split == "train" or holds_out else validation, holds_out
 
 
@@ -78,7 +77,7 @@ def _validation_split(folder, data):
 
 def is_set(place: ConfigDict) -> bool:
     """Whether the paths of `data.train` or `data.val` are not the defaults. UserError where one of them is."""
-    given = [not place[key].startswith(_UNSET) for key in ("annotations", "images")]
+    given = [not place[key].startswith(UNSET) for key in ("annotations", "images")]
     if any(given) and not all(given):
         raise UserError(f"only one of annotations ({place.annotations}) and images ({place.images}) is set beside "
                         "data.root; set both or neither")
@@ -144,7 +143,8 @@ def _check(path):
     if not path.exists():
         raise UserError(f"data.root is {path}, which does not exist")
     if path.is_file() and zipfile.is_zipfile(path):
-        raise UserError(f"data.root is {path}, a zip file; unpack it (unzip {path}) and give the folder")
+        raise UserError(f"data.root is {path}, a zip file; unpack it (unzip {path} -d {path.with_suffix('')}) and give "
+                        "that folder")
     if path.is_file() and path.suffix not in (".yaml", ".yml"):
         raise UserError(f"data.root is {path}, a file; give a folder, or a data.yaml of YOLO's")
 
