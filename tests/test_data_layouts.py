@@ -10,7 +10,7 @@ import synthetic_coco
 import yaml
 
 from htd_jax.config import default_config
-from htd_jax.data import layouts, open_dataset
+from htd_jax.data import layouts, open_dataset, voc
 from htd_jax.errors import UserError
 
 
@@ -215,7 +215,7 @@ def test_broken_yaml_and_missing_labels(folder):
 @pytest.mark.parametrize("old, new, message", [
     ("<size>.*</size>", "", r"has no <size><height>; add it"), ("<width>160", "<width>0", "0 x 120 pixels"),
     ("<xmin>.*?</xmin>", "<xmin>left</xmin>", r"object 1 \(\w+\): <bndbox><xmin> is 'left'"),
-    ("<xmin>.*?</xmin>", "<xmin>155</xmin>", r"object 1 \(\w+\): the box from 155, .* has no area"),
+    ("<xmin>.*?</xmin>", "<xmin>155</xmin>", r"object 1 \(\w+\): the box from 155, .* ends before it begins"),
     ("<name>.*?</name>", "<name> </name>", r"object 1 has no <name>"),
     ("</annotation>", "", r"is no XML: .*line 1")])
 def test_bad_xml_files_are_named(folder, old, new, message):
@@ -229,6 +229,16 @@ def test_bad_xml_files_are_named(folder, old, new, message):
     with pytest.raises(UserError, match=message) as error:
         open_dataset(config(root), "train")
     assert "000105.xml" in str(error.value)
+
+
+def test_a_box_of_one_pixel_is_a_box(folder):
+    """As in the blood cells of BCCD, where a click made one."""
+    path = folder("voc") / "Annotations/000105.xml"
+    text = path.read_text().replace("<object>", "<object><name>dot</name><bndbox><xmin>9</xmin><ymin>7</ymin>"
+                                    "<xmax>9</xmax><ymax>7</ymax></bndbox></object><object>", 1)
+    path.write_text(text)
+    annotation = voc.read_annotation(path)
+    assert (annotation.names[0], annotation.boxes[0]) == ("dot", (8, 6, 9, 7))
 
 
 def test_validation_finds_an_image_of_another_size(folder):

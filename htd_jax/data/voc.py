@@ -92,8 +92,9 @@ def read_annotation(path: pathlib.Path) -> Annotation:
 
 def _box(thing, where):
     x1, y1, x2, y2 = (_number(thing, f"bndbox/{side}", where) for side in ("xmin", "ymin", "xmax", "ymax"))
-    if x2 <= x1 or y2 <= y1:
-        raise UserError(f"{where}: the box from {x1:g}, {y1:g} to {x2:g}, {y2:g} (<bndbox>) has no area; correct it")
+    if x2 < x1 or y2 < y1:  # equal ones are a pixel apart: both ends are within the box
+        raise UserError(f"{where}: the box from {x1:g}, {y1:g} to {x2:g}, {y2:g} (<bndbox>) ends before it begins; "
+                        "correct it")
     return x1 - 1, y1 - 1, x2, y2
 
 
