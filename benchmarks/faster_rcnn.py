@@ -150,7 +150,7 @@ def results(model, dataset: Dataset, config: ConfigDict) -> Iterator[dict]:
 def _in_original(detections, scale):
     """Detections of one image as ours: boxes in its own pixels, labels that count from 0."""
     boxes, scores, labels = (detections[name].cpu().numpy() for name in ("boxes", "scores", "labels"))
-    return dict(boxes=boxes / np.tile(scale, 2), scores=scores, labels=labels - 1, valid=scores > 0)
+    return dict(boxes=boxes / np.tile(scale, 2), scores=scores, labels=labels - 1, valid=np.ones(len(scores), bool))
 
 
 if __name__ == "__main__":
