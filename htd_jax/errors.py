@@ -3,7 +3,9 @@ import contextlib
 import re
 from collections.abc import Iterator
 
-_WORD, _LINE = 200, 3000  # characters shown of a name or a value, and of a whole message
+_NAME, _LINE = 200, 3000  # characters shown of a name or a value, and of a whole message
+# What is in quotes, which may have blanks, or a word. An apostrophe follows a letter.
+_LONG_NAME = re.compile(rf"""(?<!\w)(['"])(?:\\.|(?!\1)[^\\]){{{_NAME},}}\1|\S{{{_NAME + 1},}}""")
 
 
 class UserError(Exception):
@@ -18,8 +20,8 @@ class UserError(Exception):
 
 
 def shortened(message: str) -> str:
-    """The message, where a word or all of it is very long with dots in place of the middle."""
-    return _middle_out(re.sub(rf"\S{{{_WORD + 1},}}", lambda word: _middle_out(word[0], _WORD), message), _LINE)
+    """The message, where a name or all of it is very long with dots in place of the middle."""
+    return _middle_out(_LONG_NAME.sub(lambda name: _middle_out(name[0], _NAME), message), _LINE)
 
 
 def _middle_out(text, length):
