@@ -122,6 +122,15 @@ def test_flat_torch_file_with_views_and_half_precision(torch, tmp_path):
     assert np.array_equal(read["a"], content["a"].numpy())
 
 
+@pytest.mark.parametrize("make", [
+    lambda torch: torch.eye(3).to_sparse(), lambda torch: torch.empty(3, device="meta"),
+    lambda torch: torch.quantize_per_tensor(torch.ones(3), .1, 0, torch.qint8)], ids=["sparse", "meta", "quantised"])
+def test_tensors_that_are_not_plain_are_named(torch, tmp_path, make):
+    torch.save({"a": torch.ones(2), "layer.weight": make(torch)}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"w.pth: (layer.weight is no plain tensor|refused: it holds)"):
+        files.read(tmp_path / "w.pth")
+
+
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 def test_file_that_would_run_code_is_refused(torch, tmp_path, legacy):
     torch.save(dict(state_dict=dict(a=torch.ones(2)), extra=Malicious(tmp_path / "ran")), tmp_path / "w.pth",

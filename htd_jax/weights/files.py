@@ -85,8 +85,14 @@ def _read_torch(path):
         raise UserError(f"{path}: reading {path.suffix} needs PyTorch (its CPU build will do): {INSTALL_TORCH}; "
                         "a .safetensors file needs none") from error
     tensors = _state_dict(_unpickle(path, torch), path, torch)
-    in_numpy = lambda value: (value.float() if value.dtype == torch.bfloat16 else value).detach().numpy()
-    return {name: in_numpy(value) for name, value in tensors.items()}
+    return {name: _in_numpy(name, value, path) for name, value in tensors.items()}
+
+
+def _in_numpy(name, value, path):
+    try:
+        return (value.float() if value.is_floating_point() else value).detach().numpy()
+    except (TypeError, RuntimeError, NotImplementedError) as error:  # sparse, quantised, without values
+        raise UserError(f"{path}: {name} is no plain tensor: {_first_line(error)}; save dense floats") from error
 
 
 def _unpickle(path, torch):
