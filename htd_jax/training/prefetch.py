@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Iterator
 
 log = logging.getLogger(__name__)
-PATIENCE = 120  # seconds without a batch, after which it is said, again and again
+PATIENCE = 120  # seconds without a batch, after which it is said, again and again; at the end, nobody waits longer
 _POLL = .2  # seconds between looks at whether the run is to end
-_LEAVE = 5  # seconds that the thread has to end; one that waits for a dead disk never does
+_LEAVE = 5  # seconds that the thread has after a signal; one that waits for a dead disk never ends
 _NAME = "prefetch of batches"
 
 
@@ -42,7 +42,7 @@ class Prefetch:
     def close(self) -> None:
         """Ends the thread, unless it hangs (`hangs`); what is ready is dropped."""
         self._stopped.set()
-        until = time.monotonic() + _LEAVE
+        until = time.monotonic() + (_LEAVE if self._ends() else PATIENCE)
         while self._thread.is_alive() and time.monotonic() < until:
             try:
                 self._ready.get(timeout=0.01)
