@@ -78,7 +78,7 @@ def check_demo_and_own_data(zipped, folder, monkeypatch, bin_folder):
     printed = "".join(output.get("text", "") for cell in cells for output in cell.outputs)
     assert len(re.findall(r"^ AP50 \d", printed, re.M)) == 2 and printed.count("/mine/val/7.png: ") == 1, printed
     shown = [output for cell in cells for output in cell.outputs if output.output_type == "display_data"]
-    assert len(shown) == 1 + 3 and all({"image/png", "image/jpeg"} & output.data.keys() for output in shown)
+    assert len(shown) == 1 + 1 + 3 and all({"image/png", "image/jpeg"} & output.data.keys() for output in shown)
 
 
 def test_demo_and_own_data(zipped, tmp_path, monkeypatch, bin_folder):
