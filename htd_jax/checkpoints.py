@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import pathlib
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -27,10 +28,20 @@ log = logging.getLogger(__name__)
 # Orbax logs every error that it then raises, with a page of traceback, and remarks on every save.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 logging.getLogger("asyncio").addFilter(lambda record: "orbax" not in record.getMessage())
+_report = sys.unraisablehook
 _SHOWN = 6  # tensors that an error lists
 # Modules, by their paths in runs of earlier versions and now.
 _RENAMED = {("border",): ("ba",), ("backbone", "conv1"): ("backbone", "stem", "conv1"),
             ("backbone", "bn1"): ("backbone", "stem", "bn1")}
+
+
+def _quiet(unraisable):
+    """TensorStore reports to an event loop that Orbax has closed, having raised what went wrong: that is no news."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        _report(unraisable)
+
+
+sys.unraisablehook = _quiet
 
 
 class _BestByAP(policies.PreservationPolicy):

@@ -1,5 +1,6 @@
 """Checkpoints: what is kept, damage of every kind, other models, a full disk, weights alone."""
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -250,6 +251,15 @@ def test_full_disk_is_one_clear_error(tmp_path):
             checkpoints._manager.save = full
             checkpoints.save(8, make_state(8))
     assert restore(tmp_path)[0] == 4
+
+
+def test_a_closed_event_loop_is_no_news(monkeypatch):
+    seen = []
+    monkeypatch.setattr(checkpoints_lib, "_report", seen.append)
+    told = [types.SimpleNamespace(exc_value=RuntimeError(text)) for text in ("Event loop is closed", "a bug")]
+    for unraisable in told:
+        checkpoints_lib._quiet(unraisable)
+    assert seen == told[1:]
 
 
 def renamed_state(ba, conv1, bn1, stem):
