@@ -3,21 +3,23 @@
   state/           arrays, by Orbax
   about/metadata   JSON: `config`, `categories` and `epochs` (seen so far), so that a step can be copied away alone
   metrics/metrics  JSON: `AP`, once it has been evaluated
+  commit_success.txt   in a bucket, once all else is there; on a disk a folder is renamed then
 """
 import contextlib
 import json
 import os
-import pathlib
 import re
 from typing import Any
 
 import msgspec
 
+from htd_jax import paths
 from htd_jax.errors import UserError, one_line
 
 _ORIGINAL = "put back the original, or one from a run of the same settings and classes"
 # How TensorStore's errors begin where a file is missing, cut or cannot be parsed; no permission is none of these.
 _DAMAGE = "NOT_FOUND", "OUT_OF_RANGE", "DATA_LOSS", "FAILED_PRECONDITION", "INVALID_ARGUMENT"
+_MARK = "commit_success.txt"
 
 
 class Missing(UserError):
@@ -28,38 +30,43 @@ class Damaged(ValueError):
     """The files of a checkpoint are not those that were saved."""
 
 
-def score(step: pathlib.Path) -> float | None:
+def score(step: paths.Path) -> float | None:
     """The AP of a saved step, or None; UserError where its file is damaged."""
     path = step / "metrics" / "metrics"
     remedy = "remove it: the step then counts as not evaluated"
     return _decode(path, dict[str, float], remedy).get("AP") if path.is_file() else None
 
 
-def write_score(step: pathlib.Path, ap: float) -> None:
+def write_score(step: paths.Path, ap: float) -> None:
     """Puts the AP beside a step that is on disk, at once whole."""
     folder = step / "metrics"
     folder.mkdir(exist_ok=True)
-    new = folder / "metrics.new"
-    new.write_text(json.dumps({"AP": float(ap)}), encoding="utf-8")
-    new.replace(folder / "metrics")
+    paths.write(folder / "metrics", json.dumps({"AP": float(ap)}), whole=True)
 
 
-def about(step: pathlib.Path) -> dict:
+def about(step: paths.Path) -> dict:
     """What travels with a saved step; empty for one of an earlier version."""
     path = step / "about" / "metadata"
     return _decode(path, dict) if path.is_file() else {}
 
 
-def step_folder(path: str | os.PathLike) -> pathlib.Path:
+def step_folder(path: str | os.PathLike) -> paths.Path:
     """The folder of one saved step: `path` itself, or the latest of a workdir or its checkpoints/; else Missing."""
-    path = pathlib.Path(os.path.realpath(os.path.expanduser(path)))
+    path = paths.absolute(path, links=False)
     for folder in (path, path / "checkpoints"):
         if (folder / "state").is_dir():
             return folder
-        steps = [p for p in folder.iterdir() if re.fullmatch("[0-9]+", p.name)] if folder.is_dir() else []
-        if steps:
-            return max(steps, key=lambda step: int(step.name))
+        for step in sorted(_steps(folder), key=lambda step: -int(step.name)):
+            if _is_whole(step):
+                return step
     raise Missing(f"{path} has no checkpoint: neither checkpoints/STEP nor one saved step")
+
+
+def mark_copies(folder: paths.Path) -> None:
+    """Marks steps that were copied from a disk into a bucket, where Orbax would take them for unfinished."""
+    for step in _steps(folder) if paths.in_bucket(folder) else ():
+        if _is_whole(step) and not (step / _MARK).exists():
+            paths.write(step / _MARK, "")
 
 
 def find(path: str | os.PathLike, name: str, schema: Any) -> Any:
@@ -91,17 +98,14 @@ def _as_written(path, remedy):
         raise UserError(f"{path} is not what a run writes there: {one_line(error)}; {remedy}") from error
 
 
-def damage(step: pathlib.Path, error: Exception) -> str:
+def damage(step: paths.Path, error: Exception) -> str:
     """What is wrong with the files of a step that could not be read, in one line.
 
     Raises UserError, with its own reason, where the files may well be whole: no permission, no memory, no device, a
     folder that is not there any more.
     """
     try:
-        for folder, _, names in os.walk(step, onerror=_raise):
-            for name in names:
-                with open(os.path.join(folder, name), "rb") as file:
-                    file.read(1)
+        _read_all(step)
     except OSError as unreadable:
         error = unreadable
     else:
@@ -113,5 +117,23 @@ def damage(step: pathlib.Path, error: Exception) -> str:
                     f"{type(error).__name__} {one_line(error)}") from error
 
 
-def _raise(error):
-    raise error
+def _steps(folder):
+    return [path for path in folder.iterdir() if re.fullmatch("[0-9]+", path.name)] if folder.is_dir() else []
+
+
+def _is_whole(step):
+    """Whether Orbax has ended writing a step; in a copy from a disk its own file alone says so."""
+    if not paths.in_bucket(step) or (step / _MARK).exists():
+        return True
+    own = step / "_CHECKPOINT_METADATA"
+    return own.is_file() and bool(_decode(own, dict).get("commit_timestamp_nsecs"))
+
+
+def _read_all(folder):
+    """Opens every file of a folder; raises OSError where it cannot."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            _read_all(path)
+        else:
+            with path.open("rb") as file:
+                file.read(1)

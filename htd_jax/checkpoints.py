@@ -7,7 +7,6 @@ import itertools
 import json
 import logging
 import os
-import pathlib
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -21,8 +20,8 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as policies
 
-from htd_jax import checkpoint_files as files, config as config_lib
-from htd_jax.errors import UserError, one_line
+from htd_jax import checkpoint_files as files, config as config_lib, paths
+from htd_jax.errors import UserError, one_line, reason_of
 
 log = logging.getLogger(__name__)
 # Orbax logs every error that it then raises, with a page of traceback, and remarks on every save.
@@ -61,7 +60,7 @@ class Checkpoints:
 
     def __init__(self, workdir: str | os.PathLike, keep: int = 3):
         """keep: how many of the last checkpoints stay, beside the best by AP."""
-        self._workdir = pathlib.Path(workdir).resolve()
+        self._workdir = paths.absolute(workdir, links=False)
         self._folder = self._workdir / "checkpoints"
         kept = policies.AnyPreservationPolicy([policies.LatestN(keep), _BestByAP(self._folder)])
         for step in self._folder.glob("[0-9]*"):
@@ -69,10 +68,12 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(preservation_policy=kept, cleanup_tmp_directories=True)
         handlers = {"state": ocp.StandardCheckpointHandler(), "about": ocp.JsonCheckpointHandler()}
         try:
-            self._manager = ocp.CheckpointManager(
-                self._folder, options=options, item_names=tuple(handlers), item_handlers=handlers)
+            with paths.os_errors():
+                _once(f"marked {self._folder}", files.mark_copies, self._folder)
+                self._manager = ocp.CheckpointManager(
+                    self._folder, options=options, item_names=tuple(handlers), item_handlers=handlers)
         except OSError as error:
-            raise UserError(f"the checkpoints in {self._folder} cannot be used: {error.strerror}") from error
+            raise UserError(f"the checkpoints in {self._folder} cannot be used: {reason_of(error)}") from error
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -154,10 +155,7 @@ class Checkpoints:
         aside = _unused(self._workdir / f"damaged-{step}")
         log.warning("checkpoint %s is damaged and was moved to %s; the one before is used. %s",
                     self._folder / str(step), aside, reason)
-        if jax.process_index() == 0:
-            (self._folder / str(step)).rename(aside)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"damaged checkpoint {step}")
+        _once(f"damaged checkpoint {step}", (self._folder / str(step)).rename, aside)
         self._manager.reload()
 
     def _guarded(self, write, *args, **kwargs):
@@ -218,11 +216,10 @@ def travelling(config: ConfigDict, categories: Iterable[tuple[int | str, str]]) 
     return dict(config=config.to_dict(), categories=[[*category] for category in categories])
 
 
-def write_about(workdir: pathlib.Path, config: ConfigDict, categories: Iterable[tuple[int | str, str]]) -> None:
+def write_about(workdir: paths.Path, config: ConfigDict, categories: Iterable[tuple[int | str, str]]) -> None:
     """Writes config.json and categories.json: what `load_config` and `load_categories` read."""
-    (workdir / "config.json").write_text(config_lib.to_json(config), encoding="utf-8")
-    names = json.dumps([[*category] for category in categories])
-    (workdir / "categories.json").write_text(names + "\n", encoding="utf-8")
+    paths.write(workdir / "config.json", config_lib.to_json(config))
+    paths.write(workdir / "categories.json", json.dumps([[*category] for category in categories]) + "\n")
 
 
 def _check_same_tensors(stored, wanted, source):
@@ -296,6 +293,14 @@ def _finite(tree, source):
             raise UserError(f"checkpoint {source}: {bad} of {np.size(array)} values of {name} are nan or infinite: the "
                             "training had diverged; give an earlier step, and to resume from it remove this one")
     return tree
+
+
+def _once(name, change, *args):
+    """Process 0 changes the files; the others wait for it."""
+    if jax.process_index() == 0:
+        change(*args)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 def _unused(path):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from absl import flags
 from ml_collections import config_flags
 
-from htd_jax import command_line, config as config_lib, recipes
+from htd_jax import command_line, config as config_lib, paths, recipes
 from htd_jax.errors import UserError
 from htd_jax.training import prefetch
 
@@ -63,12 +63,14 @@ def fail(error: UserError) -> int:
 
 
 def check(arguments: list[str], **required: str | None) -> None:
-    """Raises UserError where there are positional arguments, or a required flag has no value."""
+    """Raises UserError where there are positional arguments, a required flag has no value, or it is a path of a bucket
+    that cannot be reached."""
     if arguments:
         raise UserError(f"unexpected argument {arguments[0]!r}; keys are set as --config.KEY=VALUE")
     for name, value in required.items():
         if not value:
             raise UserError(f"--{name} is missing; for example --{name} {_EXAMPLES[name]}")
+        paths.check(value)
 
 
 def _leave(status):

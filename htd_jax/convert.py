@@ -13,13 +13,12 @@ in .safetensors or is the folder of a new workdir. --config says which model a f
 """
 import functools
 import os
-import pathlib
 
 import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from htd_jax import cli
+from htd_jax import cli, paths
 from htd_jax.errors import UserError, writing_to
 from htd_jax.weights import files, loading, names, publishers
 
@@ -47,7 +46,7 @@ def convert(source: str | os.PathLike, target: str | os.PathLike, config: Config
             Files of Detectron and Keras say so by their names, and need no `bgr`.
     Raises UserError where the source cannot be read or does not fit, or the target cannot be written.
     """
-    target = pathlib.Path(target)
+    target = paths.of(target)
     if target.suffix in files.TORCH_SUFFIXES:
         raise UserError(f"{target}: weights are written as .safetensors, which PyTorch reads by "
                         "safetensors.torch.load_file(path)")
@@ -74,7 +73,7 @@ def _write_file(source, target, config, backbone, bgr):
             config.model.num_classes = loading.num_classes(tensors) or 1
         shapes = loading.tree_of(functional.functions(config).abstract)
         loading.load_into(shapes, tensors, source=source, backbone_only=backbone)
-    elif not pathlib.Path(source).is_dir():
+    elif not paths.of(source).is_dir():
         print(f"{source}: names are known; that none is missing was not checked: give --config for that")
     everything = loading.complete(tensors)
     files.write(target, everything)
@@ -96,7 +95,7 @@ def _write_workdir(source, target, config, backbone):
         raise UserError("--backbone writes a .safetensors file; a workdir holds a whole detector")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists already; give the name of a new folder")
-    if config is None and not pathlib.Path(source).is_dir():
+    if config is None and not paths.of(source).is_dir():
         raise UserError(f"{source} does not say which model it holds; give --config, for example configs/htd_r50.py")
     config = checkpoints.load_config(source) if config is None else config
     weights = restored.restore(config, source)
@@ -105,7 +104,7 @@ def _write_workdir(source, target, config, backbone):
     loading.put(model, weights)
     params, frozen = functional.split(model, config)
     with writing_to(f"the workdir {target}"):
-        target.mkdir(parents=True, exist_ok=True)
+        paths.make_folder(target)
     with checkpoints.Checkpoints(target) as saved:
         saved.save(0, dict(params=params, frozen=frozen), checkpoints.travelling(config, categories))
     checkpoints.write_about(target, config, categories)

@@ -1,7 +1,6 @@
 """`Detector`: a trained HTD for use from Python, on files, folders, arrays and PIL images."""
 import functools
 import os
-import pathlib
 import runpy
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -10,7 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from htd_jax import config as config_lib, mesh as mesh_lib, recipes
+from htd_jax import config as config_lib, mesh as mesh_lib, paths, recipes
 from htd_jax.data import Category, Dataset, detection_batches
 from htd_jax.data.coco import CocoDataset
 from htd_jax.data.user_images import UserImages
@@ -165,7 +164,7 @@ def _unnamed(categories, num_classes):
 def _config(config, source):
     """A copy of the configuration: the one given, that of a file of configs/, or the checkpoint's own."""
     if config is None:
-        if pathlib.Path(source).is_file():
+        if paths.of(source).is_file():
             raise UserError(f"{source} has no configuration beside it: give (config, {str(source)!r})")
         from htd_jax import checkpoints  # Orbax takes seconds to import, and a file of weights needs none
         return checkpoints.load_config(source)

@@ -24,7 +24,7 @@ from absl import flags
 from ml_collections import ConfigDict
 from packaging.requirements import InvalidRequirement, Requirement
 
-from htd_jax import cli
+from htd_jax import cli, paths
 from htd_jax.errors import UserError, one_line, shortened, writing_to
 
 OK, WARN, FAIL = "ok", "warn", "fail"
@@ -253,7 +253,7 @@ def start(config: ConfigDict) -> Results:
         yield state, "init_from", "is not set: training starts from random weights"
     elif source.startswith("hf:"):
         yield OK, "init_from", f"{source} is downloaded when training starts"
-    elif pathlib.Path(source).exists():
+    elif paths.of(source).exists():
         yield OK, "init_from", source
     else:
         yield FAIL, "init_from", f"{source}: no such file or folder"

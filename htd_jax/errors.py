@@ -33,10 +33,15 @@ def one_line(error: BaseException, length: int = 200) -> str:
     return " ".join(str(error).split())[:length]
 
 
+def reason_of(error: OSError) -> str:
+    """Why, in a few words: those of the system where it has some."""
+    return error.strerror or one_line(error)
+
+
 @contextlib.contextmanager
 def writing_to(what: str) -> Iterator[None]:
     """Turns an OSError within into a UserError: `what` cannot be written to."""
     try:
         yield
     except OSError as error:
-        raise UserError(f"cannot write to {what}: {error.strerror}") from error
+        raise UserError(f"cannot write to {what}: {reason_of(error)}") from error

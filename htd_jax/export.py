@@ -8,7 +8,6 @@ the order of the labels, and the program's inputs. docs/export.md runs it in ten
 """
 import json
 import os
-import pathlib
 
 import jax
 import jax.export
@@ -17,7 +16,7 @@ from absl import flags
 from jaxtyping import Array, Int32, UInt8
 from ml_collections import ConfigDict
 
-from htd_jax import aot, cli, mesh as mesh_lib
+from htd_jax import aot, cli, mesh as mesh_lib, paths
 from htd_jax.data.padding import STRIDE, round_up
 from htd_jax.errors import UserError, writing_to
 from htd_jax.evaluation import restored
@@ -56,11 +55,11 @@ def export(config: ConfigDict, checkpoint: str | os.PathLike, output: str | os.P
                  size=dict(shape=inputs[1].shape, dtype="int32", order="height, width of each image in its array"),
                  scale=list(config.test.scale), platforms=PLATFORMS,
                  labels=[dict(label=label, id=id_, name=name) for label, (id_, name) in enumerate(categories)])
-    folder = pathlib.Path(output)
+    folder = paths.of(output)
     with writing_to(f"--output {folder}"):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "detect.stablehlo").write_bytes(program.serialize())
-        (folder / "labels.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        paths.make_folder(folder)
+        paths.write(folder / "detect.stablehlo", bytes(program.serialize()))
+        paths.write(folder / "labels.json", json.dumps(about, indent=1) + "\n")
 
 
 def batch_of(image: UInt8[Array, "B H W 3"], size: Int32[Array, "B 2"]) -> dict[str, Array]:

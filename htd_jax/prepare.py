@@ -27,7 +27,7 @@ from PIL import Image, ImageOps
 from tensorflow_datasets.core import dataset_info, example_serializer, file_adapters, naming, splits as splits_lib
 from tqdm import tqdm
 
-from htd_jax import cli
+from htd_jax import cli, paths
 from htd_jax.data import coco, coco_json, coco_writer, images
 from htd_jax.data.tfds import TfdsDataset
 from htd_jax.errors import UserError
@@ -238,6 +238,9 @@ def _run(given):
         raise UserError("say what to write: --tfds DIR, or with --root also --json DIR")
     if not (0 <= given.val < 1 and 0 <= given.test < 1 and given.val + given.test < 1):
         raise UserError(f"--val (={given.val}) and --test (={given.test}) are shares of all images, together below 1")
+    for path in (given.root, given.coco, given.json, given.tfds):
+        if path and paths.in_bucket(path):
+            raise UserError(f"{path}: data are read from and written to a disk: mount the bucket with gcsfuse")
     if given.coco:
         print(f"prepared {prepare(given.coco, given.tfds)}")
         return

@@ -3,6 +3,7 @@ import argparse
 import os
 import pathlib
 
+from htd_jax import paths
 from htd_jax.errors import UserError
 
 _HERE = pathlib.Path(__file__).resolve().parent
@@ -41,6 +42,7 @@ def _folder(checkpoint):
     """The checkpoint itself where it is a workdir or one saved step, which have a configuration; else None."""
     if not checkpoint or checkpoint.startswith("hf:"):
         return None
-    if not pathlib.Path(checkpoint).exists():
+    paths.check(checkpoint)
+    if not paths.of(checkpoint).exists():
         raise UserError(f"--checkpoint {checkpoint}: no such file or folder")
-    return checkpoint if os.path.isdir(checkpoint) else None
+    return checkpoint if paths.of(checkpoint).is_dir() else None

@@ -81,7 +81,7 @@ sys.path[:0] = [{tests!r}, {root!r}]
 import stand_in
 from htd_jax.models import functional
 from htd_jax.training import logfiles, loop
-from htd_jax import checkpoints
+from htd_jax import checkpoints, paths
 functional.functions = stand_in.functions
 before, count = {where}.{name}, [0]
 
@@ -95,7 +95,7 @@ def last(*arguments, **more):
 runpy.run_path({train!r}, run_name="__main__")
 """
 PHASES = {  # the function that is about to be called, and which of its calls is the last
-    "logs are rewritten": ("logfiles.pathlib.Path", "replace", 1),
+    "logs are rewritten": ("paths.pathlib.Path", "replace", 1),
     "a row is written": ("logfiles.Rows", "append", 20),
     "an evaluation begins": ("loop.runner", "evaluate", 3),
     "an evaluation is scored": ("loop.runner.coco", "evaluation", 3),

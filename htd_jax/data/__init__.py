@@ -1,4 +1,5 @@
 """Datasets and the input pipeline; everything here stays on the host."""
+import operator
 import pkgutil
 
 from ml_collections import ConfigDict
@@ -17,6 +18,8 @@ SOURCES = {
     "demo": "htd_jax.data.demo:DemoDataset",
 }
 
+_PATHS = "root", "tfds.dir", "train.annotations", "train.images", "val.annotations", "val.images"
+
 
 def open_dataset(config: ConfigDict, split: str) -> Dataset:
     """Opens the dataset of `config.data` for `split`: "train" (filtered as by the original) or "val" (every image)."""
@@ -24,5 +27,14 @@ def open_dataset(config: ConfigDict, split: str) -> Dataset:
         raise ValueError(f"split is 'train' or 'val', not {split!r}")
     if config.data.source not in SOURCES:
         raise UserError(f"data.source is {config.data.source!r}; it must be one of {', '.join(SOURCES)}")
+    _check_on_disk(config.data)
     by_layout = config.data.source == "coco" and config.data.root
     return pkgutil.resolve_name(SOURCES["yolo" if by_layout else config.data.source])(config, split)
+
+
+def _check_on_disk(data):
+    for key in _PATHS:
+        path = str(operator.attrgetter(key)(data))
+        if path.startswith("gs://"):
+            raise UserError(f"data.{key} (={path}): data are read from a disk: mount the bucket with gcsfuse, and give "
+                            "the path there")

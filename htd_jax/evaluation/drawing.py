@@ -1,6 +1,7 @@
 """Drawings of detections: boxes with readable labels on one image, pairs with ground truth, grids."""
 import colorsys
 import functools
+import io
 import math
 import os
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from htd_jax import paths
 from htd_jax.data import Dataset
 
 SMALLEST = 320  # pixels of the longer side of a drawn image: labels on a smaller one cannot be read
@@ -80,7 +82,14 @@ def write_sheet(path: str | os.PathLike, dataset: Dataset, detections: list[dict
     names = [category.name for category in dataset.categories]
     images = [_claims(dataset.image(i), found, names) for i, found in enumerate(detections[:SHEET])]
     if images:
-        grid(images, columns=4, cell=(448, 448)).save(path)
+        write(paths.of(path), grid(images, columns=4, cell=(448, 448)))
+
+
+def write(path: paths.Path, picture: Image.Image, **options: int) -> None:
+    """Writes a picture; the suffix of `path` is the format. `options` are Pillow's."""
+    buffer = io.BytesIO()
+    picture.save(buffer, Image.registered_extensions()[path.suffix.lower()], **options)
+    paths.write(path, buffer.getvalue())
 
 
 def samples(dataset: Dataset, detections: list[dict[str, np.ndarray]], count: int = 6) -> dict[str, Image.Image]:

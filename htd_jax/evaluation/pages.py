@@ -13,6 +13,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from htd_jax import paths
+
 SIDE = 480  # pixels of the longer side of a picture
 PICTURES, ROWS = 18_000_000, 26_000_000  # bytes of the page up to which images get a picture, and are listed at all
 
@@ -32,7 +34,7 @@ def write(path: str | os.PathLike, content: str, scripts: Iterable[str], data: d
     page = string.Template(_read("page.html")).substitute(
         texts, content=string.Template(_read(content)).substitute(texts), style=_read("page.css"), data=to_json(data),
         script="\n".join(map(_read, scripts)))
-    pathlib.Path(path).write_text(page, encoding="utf-8")
+    paths.write(paths.of(path), page)
 
 
 def to_json(data: Any) -> str:

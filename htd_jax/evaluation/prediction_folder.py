@@ -6,8 +6,9 @@ import os
 import pathlib
 from collections.abc import Sequence
 
+from htd_jax import paths
 from htd_jax.data.user_images import UserImages
-from htd_jax.evaluation import runner
+from htd_jax.evaluation import drawing, runner
 from htd_jax.evaluation.image_detections import Detection, ImageDetections
 
 
@@ -26,7 +27,7 @@ class PredictionFolder:
             return
         self._found[i] = list(detections)
         with runner.writing_to_folder(self._folder):
-            detections.draw().save(self._folder / self._files[i], quality=92)
+            drawing.write(self._folder / self._files[i], detections.draw(), quality=92)
 
     def close(self) -> None:
         """Writes detections.json: rows of `image`, `drawn`, `width`, `height` and `detections`, in the order given."""
@@ -35,7 +36,7 @@ class PredictionFolder:
         rows = [{"image": self._images.names[i], "drawn": self._files[i], **self._images.size(i)._asdict(),
                  "detections": [_rounded(d) for d in self._found[i]]} for i in sorted(self._found)]
         with runner.writing_to_folder(self._folder):
-            (self._folder / "detections.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+            paths.write(self._folder / "detections.json", json.dumps(rows, indent=1) + "\n")
 
 
 def summary(detections: Sequence[Detection]) -> str:

@@ -2,7 +2,6 @@
 import json
 import logging
 import os
-import pathlib
 from collections.abc import Sequence
 
 import jax
@@ -11,7 +10,7 @@ import numpy as np
 from jaxtyping import Int32
 from ml_collections import ConfigDict
 
-from htd_jax import config as config_lib, mesh
+from htd_jax import config as config_lib, mesh, paths
 from htd_jax.data import classes, coco_classes
 from htd_jax.errors import UserError
 from htd_jax.models import functional
@@ -46,7 +45,7 @@ def restore(config: ConfigDict, source: str | os.PathLike) -> dict:
 
 def categories(source: str | os.PathLike, num_classes: int) -> tuple[tuple[int, str], ...]:
     """The (id, name) of each label: those of the training run, else COCO's or made-up names."""
-    if not pathlib.Path(source).is_dir():
+    if not paths.of(source).is_dir():
         return coco_classes.categories(num_classes)
     from htd_jax import checkpoints  # Orbax takes seconds to import, and a file of weights needs none
     return tuple(checkpoints.load_categories(source))
@@ -68,7 +67,7 @@ def check_classes(wanted: Sequence[tuple[int | str, str]], config: ConfigDict,
 
 def _say_differences(config, source):
     """Warns of keys that change detections and are not as in the run that a checkpoint is of."""
-    if not pathlib.Path(source).is_dir():
+    if not paths.of(source).is_dir():
         return
     from htd_jax import checkpoints
     try:
@@ -84,7 +83,7 @@ def _say_differences(config, source):
 
 def _stored_categories(source):
     """The (id, name) of each label, or None where the source has no names."""
-    if not pathlib.Path(source).is_dir():
+    if not paths.of(source).is_dir():
         return None
     from htd_jax import checkpoints  # Orbax takes seconds to import, and a file of weights needs none
     found = checkpoints.stored_categories(source)
@@ -93,9 +92,9 @@ def _stored_categories(source):
     return found
 
 
-def best_score(source: str | os.PathLike) -> tuple[float, pathlib.Path] | None:
+def best_score(source: str | os.PathLike) -> tuple[float, paths.Path] | None:
     """The score with the best F1 in the last evaluation of a workdir, and the file that says so; None without one."""
-    path = pathlib.Path(source) / "eval" / "metrics.json"
+    path = paths.of(source) / "eval" / "metrics.json"
     try:
         score = float(json.loads(path.read_bytes())["best_f1_score_threshold"])
     except (OSError, ValueError, KeyError, TypeError):  # there is none, or its writing was interrupted

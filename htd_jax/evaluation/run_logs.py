@@ -2,7 +2,8 @@
 import contextlib
 import json
 import os
-import pathlib
+
+from htd_jax import paths
 
 POINTS = 400  # of a line
 SCORES = ("AP", "AP50", "AP75")
@@ -10,14 +11,14 @@ SCORES = ("AP", "AP50", "AP75")
 
 def read(run: str | os.PathLike | None) -> dict | None:
     """{"losses" and "scores": {name: [[step, value], ...]}} of a workdir; None where there is no such log."""
-    if run is None or not (pathlib.Path(run) / "metrics.jsonl").is_file():
+    if run is None or not (paths.of(run) / "metrics.jsonl").is_file():
         return None
-    steps, evaluations = (rows(pathlib.Path(run) / name) for name in ("metrics.jsonl", "evaluations.jsonl"))
+    steps, evaluations = (rows(paths.of(run) / name) for name in ("metrics.jsonl", "evaluations.jsonl"))
     losses = sorted({name for row in steps for name in row if "loss" in name})
     return dict(losses=_lines(steps, losses), scores=_lines(evaluations, SCORES))
 
 
-def rows(path: pathlib.Path) -> list[dict]:
+def rows(path: paths.Path) -> list[dict]:
     """The rows of a file of JSON lines, none where there is no file; a line that is being written, or that the end of
     its process cut off, is left out."""
     found = []

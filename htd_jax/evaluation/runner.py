@@ -8,7 +8,6 @@ import itertools
 import json
 import logging
 import os
-import pathlib
 import shlex
 import sys
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from jaxtyping import Int32
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from htd_jax import mesh as mesh_lib
+from htd_jax import mesh as mesh_lib, paths
 from htd_jax.data import Dataset, detection_batches
 from htd_jax.errors import writing_to
 from htd_jax.evaluation import coco, drawing, report
@@ -111,11 +110,12 @@ def _known(found, classes):
     return known
 
 
-def make_folder(path: str | os.PathLike) -> pathlib.Path:
+def make_folder(path: str | os.PathLike) -> paths.Path:
     """The output folder, created where it is missing; UserError where it cannot be (before any work is lost)."""
     with writing_to_folder(path):
-        pathlib.Path(path).mkdir(parents=True, exist_ok=True)
-    return pathlib.Path(path)
+        folder = paths.of(path)
+        paths.make_folder(folder)
+    return folder
 
 
 def writing_to_folder(path: str | os.PathLike) -> contextlib.AbstractContextManager:
@@ -186,8 +186,8 @@ def _broadcast(metrics):
 
 def _write(folder, metrics, results, dataset, detections):
     with writing_to_folder(folder):
-        (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-        (folder / "detections.json").write_text(json.dumps(results), encoding="utf-8")
+        paths.write(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        paths.write(folder / "detections.json", json.dumps(results))
         drawing.write_sheet(folder / "detections.png", dataset, detections)
 
 

@@ -1,10 +1,10 @@
 """What ends a run early or keeps it from starting: losses that are not finite, preemption, another run."""
 import contextlib
 import fcntl
+import io
 import logging
 import math
 import os
-import pathlib
 import signal
 import threading
 from collections.abc import Iterator
@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from htd_jax import paths
 from htd_jax.data import Images
 from htd_jax.errors import UserError
 
@@ -20,12 +21,17 @@ log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def only_run(workdir: pathlib.Path) -> Iterator[None]:
+def only_run(workdir: paths.Path) -> Iterator[None]:
     """Holds the workdir, for two runs would write over each other; UserError where another run holds it.
 
-    The folder itself is locked, by process 0: nothing is left in it, and a run that is killed lets go of it.
+    The folder itself is locked, by process 0: nothing is left in it, and a run that is killed lets go of it. A bucket
+    knows no locks, which is said.
     """
     if jax.process_index() > 0:
+        yield
+        return
+    if paths.in_bucket(workdir):
+        log.warning("%s cannot be locked: do not start a second run there", workdir)
         yield
         return
     folder = os.open(workdir, os.O_RDONLY)
@@ -42,7 +48,7 @@ def only_run(workdir: pathlib.Path) -> Iterator[None]:
         os.close(folder)
 
 
-def check_finite(step: int, logs: dict[str, float], batch: dict, dataset: Images, workdir: pathlib.Path) -> None:
+def check_finite(step: int, logs: dict[str, float], batch: dict, dataset: Images, workdir: paths.Path) -> None:
     """Raises UserError naming step, losses and image ids, and saves the batch, where loss or gradient is not finite.
 
     `step` counts the updates with this one; the batch, this process's rows on the host, goes to
@@ -52,7 +58,9 @@ def check_finite(step: int, logs: dict[str, float], batch: dict, dataset: Images
         return
     process = f"_p{jax.process_index()}" if jax.process_index() else ""
     path = workdir / f"nonfinite_step_{step}{process}.npz"
-    np.savez(path, **{key: value for key, value in batch.items() if isinstance(value, np.ndarray)})
+    buffer = io.BytesIO()
+    np.savez(buffer, **{key: value for key, value in batch.items() if isinstance(value, np.ndarray)})
+    paths.write(path, buffer.getvalue())
     ids = [dataset.record(int(i)).image_id for i in batch["index"]]
     losses = ", ".join(f"{name} {value:.6g}" for name, value in logs.items())
     raise UserError(f"loss or gradient not finite at step {step}: {losses}; image ids {ids}; the batch is in {path}. "

@@ -2,7 +2,6 @@
 import contextlib
 import functools
 import os
-import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Int32
 from ml_collections import ConfigDict
 
-from htd_jax import data as data_lib, mesh as mesh_lib
+from htd_jax import data as data_lib, mesh as mesh_lib, paths
 from htd_jax.checkpoints import Checkpoints, travelling, write_about
 from htd_jax.data import Dataset, checks, classes, pipeline
 from htd_jax.errors import UserError, writing_to
@@ -40,7 +39,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict | None:
     Raises UserError for everything that a user can fix. A start that trains nothing changes nothing.
     """
     # ---- data: errors in it are found before a device is touched
-    workdir = pathlib.Path(os.path.expanduser(workdir)).absolute()
+    workdir = paths.absolute(workdir)
     dataset, validation, labels = open_data(config, workdir)
 
     # ---- devices
@@ -50,7 +49,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict | None:
     mesh = mesh_lib.make_mesh()
     mesh_lib.check_batch_size(config.batch_size, config.accumulate, mesh)
     with writing_to(f"the workdir {workdir}"):
-        workdir.mkdir(parents=True, exist_ok=True)
+        paths.make_folder(workdir)
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(guards.only_run(workdir))
@@ -187,7 +186,7 @@ def is_due(step: int, every: int, total: int) -> bool:
     return step == total or (every > 0 and step > 0 and step % every == 0)
 
 
-def open_data(config: ConfigDict, workdir: pathlib.Path) -> tuple[Dataset, Dataset | None, Labels | None]:
+def open_data(config: ConfigDict, workdir: paths.Path) -> tuple[Dataset, Dataset | None, Labels | None]:
     """Opens the data; sets num_classes.
 
     Returns:
@@ -215,7 +214,7 @@ def open_data(config: ConfigDict, workdir: pathlib.Path) -> tuple[Dataset, Datas
     return dataset, validation, labels
 
 
-def is_finished(workdir: pathlib.Path, start: int, total: int, config: ConfigDict, validation: Dataset | None) -> bool:
+def is_finished(workdir: paths.Path, start: int, total: int, config: ConfigDict, validation: Dataset | None) -> bool:
     """Whether nothing is left to train, nor to evaluate: at its last step, or since `patience` has ended the run."""
     evaluations = [row for row in run_logs.rows(workdir / EVALUATIONS) if row["step"] <= start]
     evaluated = validation is None or any(row["step"] == start for row in evaluations)
@@ -224,7 +223,7 @@ def is_finished(workdir: pathlib.Path, start: int, total: int, config: ConfigDic
     return start > total or (not due and (worn_out or start == total))
 
 
-def show_finished(workdir: pathlib.Path, start: int, total: int) -> dict | None:
+def show_finished(workdir: paths.Path, start: int, total: int) -> dict | None:
     """Says so, with the numbers of the last evaluation; returns them, None where there was none."""
     evaluations = run_logs.rows(workdir / EVALUATIONS)
     metrics = (evaluations or [None])[-1]
@@ -238,7 +237,7 @@ def show_finished(workdir: pathlib.Path, start: int, total: int) -> dict | None:
 
 
 def validator(functions: functional.Functions, validation: Dataset | None, config: ConfigDict, mesh: Mesh,
-              workdir: pathlib.Path, total: int, labels: Labels | None = None,
+              workdir: paths.Path, total: int, labels: Labels | None = None,
               show: Callable | None = None) -> Callable | None:
     """Returns (step, state) -> metrics, or None where there is nothing to validate on.
 

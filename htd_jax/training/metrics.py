@@ -4,7 +4,6 @@ Time spent compiling, evaluating and saving does not count as training.
 """
 import contextlib
 import datetime
-import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +12,7 @@ import jax
 from PIL import Image
 from tqdm import tqdm
 
+from htd_jax import paths
 from htd_jax.training.logfiles import Board, Rows
 
 EVALUATIONS = "evaluations.jsonl"
@@ -45,7 +45,7 @@ class Logbook:
     bytes on one device, where known) and `eta` (seconds).
     """
 
-    def __init__(self, workdir: pathlib.Path, start: int, total: int, images_per_step: int, log_every: int,
+    def __init__(self, workdir: paths.Path, start: int, total: int, images_per_step: int, log_every: int,
                  writes: bool = True):
         """Opens the files and removes rows of steps after `start`, which are about to come again.
 

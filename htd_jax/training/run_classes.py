@@ -1,12 +1,11 @@
 """Which label stands for which class in a run: the order of its checkpoints, or of the weights that it starts from."""
 import logging
 import os
-import pathlib
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from htd_jax import checkpoints
+from htd_jax import checkpoints, paths
 from htd_jax.data import Dataset, classes
 from htd_jax.errors import UserError
 
@@ -38,7 +37,7 @@ def starts_anew(dataset: Dataset, config: ConfigDict) -> bool:
 
 def _stored(path):
     """The (id, name) of each label of a workdir or step; None where there is none, or it has no names."""
-    return checkpoints.stored_categories(path) if path and pathlib.Path(path).is_dir() else None
+    return checkpoints.stored_categories(path) if path and paths.of(path).is_dir() else None
 
 
 def _names(categories):

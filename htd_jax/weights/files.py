@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
+from htd_jax import paths
 from htd_jax.errors import UserError
 from htd_jax.weights import keras, pickles
 
@@ -28,6 +29,8 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     Raises UserError where the file is missing, of another kind, damaged, holds anything but tensors and plain
     containers, has a value that is not finite, or needs torch or h5py and that is absent.
     """
+    if paths.in_bucket(path):
+        raise UserError(f"{path}: is no run; files of weights are read from a disk: copy it there")
     path = pathlib.Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file")

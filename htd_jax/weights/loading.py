@@ -5,13 +5,13 @@ which tensors are missing, extra or of another shape. Nothing is skipped in sile
 """
 import logging
 import os
-import pathlib
 from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx, traverse_util
 
+from htd_jax import paths
 from htd_jax.errors import UserError, one_line
 from htd_jax.weights import files, hub, names, publishers
 
@@ -35,7 +35,7 @@ def load_tensors(source: str | os.PathLike) -> Tensors:
     """
     if str(source).startswith(hub.PREFIX):
         return canonical(files.read(hub.download(source)), source)
-    if pathlib.Path(source).is_dir():
+    if paths.of(source).is_dir():
         from htd_jax import checkpoints  # Orbax: seconds to import, and a file of tensors needs none of it
         return export(checkpoints.restore_params(source))
     return canonical(files.read(source), source)
