@@ -33,7 +33,7 @@ def complete(argv: list[str]) -> list[str]:
         parser.add_argument(f"--{name}", f"-{name}", nargs="?")
     given, rest = parser.parse_known_args(argv[1:])
     config = path_of(given.config) if given.config else _folder(given.checkpoint)
-    config = f"{_SAVED}:{config}" if config and (config.endswith(".json") or os.path.isdir(config)) else config
+    config = f"{_SAVED}:{config}" if config and (config.endswith(".json") or paths.of(config).is_dir()) else config
     named = [f"--{name}={value}" for name, value in (("config", config), ("checkpoint", given.checkpoint)) if value]
     return [*argv[:1], *named, *rest]
 
