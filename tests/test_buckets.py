@@ -1,7 +1,9 @@
 """Runs in a bucket, gs://: what a disk does by renaming and appending, and what goes wrong there. In an emulator."""
+import functools
 import importlib.util
 import json
 import random
+import runpy
 import subprocess
 import sys
 import time
@@ -10,6 +12,7 @@ import bucket
 import numpy as np
 import pytest
 import stand_in
+import test_cli_eval
 import test_detector
 import test_training_checkpoints as on_disk
 import test_training_processes as processes
@@ -241,6 +244,26 @@ def test_a_detector_from_a_bucket(folder, tmp_path, monkeypatch):
                        for source in (str(folder), (test_detector.small(), weights)))
     np.testing.assert_array_equal(found.boxes, expected.boxes)
     np.testing.assert_array_equal(found.scores, expected.scores)
+
+
+commands = test_cli_eval.folder
+
+
+def test_eval_and_predict_take_a_bucket(environment, folder, commands, tmp_path):
+    truth = json.loads((commands / "annotations.json").read_text())
+    for label, category in enumerate(truth["categories"]):
+        category["name"] = f"class {label}"  # as `convert` calls it
+    (tmp_path / "renamed.json").write_text(json.dumps(truth))
+    convert.convert(commands / "w.safetensors", str(folder), runpy.run_path(str(commands / "small.py"))["get_config"]())
+    call = functools.partial(test_cli_eval.call, checkpoint=folder, environment=environment)
+    done = call("eval.py", commands, f"--config.data.val.annotations={tmp_path / 'renamed.json'}",
+                "--output", folder / "eval")
+    assert done.returncode == 0, done.stderr
+    assert {"metrics.json", "detections.json", "report.html"} <= set(names(folder / "eval"))
+    assert json.loads((folder / "eval" / "metrics.json").read_text())["images"] == 20
+    done = call("predict.py", commands, commands / "images" / "000100.jpg", "--output", folder / "found")
+    assert done.returncode == 0, done.stderr
+    assert names(folder / "found") == ["000100_detected.jpg", "detections.json"]
 
 
 KEYS = dict(total_steps=60, checkpoint_every=7, eval_every=20)

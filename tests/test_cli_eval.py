@@ -62,14 +62,14 @@ def folder(tmp_path_factory):
     return path
 
 
-def call(program, folder, *arguments, stand_in=("-c", STAND_IN), checkpoint=None):
+def call(program, folder, *arguments, stand_in=("-c", STAND_IN), checkpoint=None, environment=()):
     """Runs a program on the weights of `folder` and their configuration, or on a checkpoint that has one."""
     source = ["--checkpoint", checkpoint] if checkpoint else [
         "--config", folder / "small.py", "--checkpoint", folder / "w.safetensors"]
     command = [sys.executable, *stand_in, program, *source,
                f"--config.data.val.annotations={folder / 'annotations.json'}",
                f"--config.data.val.images={folder / 'images'}", *arguments]
-    environment = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "PATH": ""}
+    environment = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "PATH": "", **dict(environment)}
     return subprocess.run([str(c) for c in command], cwd=ROOT, env=environment, capture_output=True, text=True,
                           timeout=120)
 
