@@ -2,7 +2,8 @@
 
 python train.py --config configs/finetune.py --workdir runs/mine --config.data.root=mine
 
-Hardware: anything; the small images make two CPU cores enough. On an accelerator use more pixels and steps, such as
+Hardware: anything; the small images make two CPU cores enough. Measured there on blood cells (docs/own-data.md): 300
+steps took 37 minutes and gave AP .538, AP50 .911. On an accelerator use more pixels and steps, such as
 --config.data.scale='(1333, 800)' --config.test.scale='(1333, 800)' --config.total_steps=2000 --config.dtype=bfloat16.
 """
 from htd_jax.config import default_config

@@ -183,7 +183,8 @@ def restore_params(path: str | os.PathLike) -> dict:
         wanted = {key: stored[key] for key in ("ema" if "ema" in stored else "params", "frozen", "checksums")}
         as_numpy = jax.tree.map(lambda m: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
         args = ocp.args.PyTreeRestore(wanted, as_numpy, partial_restore=True)
-        parts = _verified(ocp.PyTreeCheckpointer().restore(folder / "state", args=args))
+        # Not a Checkpointer: that of Orbax 0.12 takes a step that was copied into a bucket for unfinished.
+        parts = _verified(ocp.PyTreeCheckpointHandler().restore(folder / "state", args=args))
     except Exception as error:
         raise UserError(f"checkpoint {folder} is damaged: {files.damage(folder, error)}") from error
     _finite(parts, folder)

@@ -1,5 +1,4 @@
 """Datasets and the input pipeline; everything here stays on the host."""
-import operator
 import pkgutil
 
 from ml_collections import ConfigDict
@@ -18,8 +17,6 @@ SOURCES = {
     "demo": "htd_jax.data.demo:DemoDataset",
 }
 
-_PATHS = "root", "tfds.dir", "train.annotations", "train.images", "val.annotations", "val.images"
-
 
 def open_dataset(config: ConfigDict, split: str) -> Dataset:
     """Opens the dataset of `config.data` for `split`: "train" (filtered as by the original) or "val" (every image)."""
@@ -32,9 +29,10 @@ def open_dataset(config: ConfigDict, split: str) -> Dataset:
     return pkgutil.resolve_name(SOURCES["yolo" if by_layout else config.data.source])(config, split)
 
 
-def _check_on_disk(data):
-    for key in _PATHS:
-        path = str(operator.attrgetter(key)(data))
-        if path.startswith("gs://"):
-            raise UserError(f"data.{key} (={path}): data are read from a disk: mount the bucket with gcsfuse, and give "
-                            "the path there")
+def _check_on_disk(data, prefix="data"):
+    for key, value in data.items():
+        if isinstance(value, ConfigDict):
+            _check_on_disk(value, f"{prefix}.{key}")
+        elif str(value).startswith("gs://"):
+            raise UserError(f"{prefix}.{key} (={value}): data are read from a disk: mount the bucket with gcsfuse, and "
+                            "give the path there")
