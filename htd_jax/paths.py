@@ -40,7 +40,7 @@ def absolute(path: str | os.PathLike, links: bool = True) -> Path:
     path = of(path)
     if in_bucket(path):
         return path
-    return path.absolute() if links else path.resolve()
+    return path.absolute() if links else pathlib.Path(os.path.realpath(path))  # `resolve` fails at a loop of links
 
 
 def check(path: str | os.PathLike) -> None:
