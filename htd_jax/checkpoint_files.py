@@ -62,10 +62,14 @@ def step_folder(path: str | os.PathLike) -> paths.Path:
     raise Missing(f"{path} has no checkpoint: neither checkpoints/STEP nor one saved step")
 
 
-def mark_copies(folder: paths.Path) -> None:
-    """Marks steps that were copied from a disk into a bucket, where Orbax would take them for unfinished."""
+def settle(folder: paths.Path) -> None:
+    """Before a bucket's steps are used: marks those copied from a disk, which Orbax would take for unfinished, and
+    removes the unfinished ones. Orbax removes them in the background, and with them a step of that number saved since.
+    """
     for step in _steps(folder) if paths.in_bucket(folder) else ():
-        if _is_whole(step) and not (step / _MARK).exists():
+        if not _is_whole(step):
+            step.rmtree()
+        elif not (step / _MARK).exists():
             paths.write(step / _MARK, "")
 
 

@@ -65,11 +65,12 @@ class Checkpoints:
         kept = policies.AnyPreservationPolicy([policies.LatestN(keep), _BestByAP(self._folder)])
         for step in self._folder.glob("[0-9]*"):
             files.score(step)  # before Orbax reads them: it does not say which one is damaged
-        options = ocp.CheckpointManagerOptions(preservation_policy=kept, cleanup_tmp_directories=True)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=kept, cleanup_tmp_directories=not paths.in_bucket(self._folder))
         handlers = {"state": ocp.StandardCheckpointHandler(), "about": ocp.JsonCheckpointHandler()}
         try:
             with paths.os_errors():
-                _once(f"marked {self._folder}", files.mark_copies, self._folder)
+                _once(f"settled {self._folder}", files.settle, self._folder)
                 self._manager = ocp.CheckpointManager(
                     self._folder, options=options, item_names=tuple(handlers), item_handlers=handlers)
         except OSError as error:

@@ -156,6 +156,7 @@ def test_an_unfinished_step_is_passed_over_and_written_again(folder):
         (folder / "checkpoints" / "8" / name).unlink()
     cut(folder / "checkpoints" / "8")
     assert on_disk.restore(folder)[0] == 4
+    assert names(folder / "checkpoints") == ["4"]  # nothing is left to remove once another is saved
     np.testing.assert_array_equal(checkpoints_lib.restore_params(folder)["neck"]["convs"][0]["kernel"],
                                   on_disk.make_state(4)["params"]["neck"]["convs"][0]["kernel"])
     on_disk.save(folder, {8: None})
