@@ -109,6 +109,13 @@ def test_links_resolve(document):
         assert not anchor or anchor in anchors(path), f"{target}#{anchor}"
 
 
+def test_the_index_has_every_page():
+    index = ROOT / "docs/README.md"
+    linked = set(re.findall(r"\]\(([^)]*\.md)\)", index.read_text()))
+    pages = {page.name for page in ROOT.glob("docs/*.md")} - {index.name}
+    assert linked == pages | {"../README.md", "../CONTRIBUTING.md"}
+
+
 @functools.cache
 def nodes_of(file):
     return list(ast.walk(ast.parse(file.read_text())))
