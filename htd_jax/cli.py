@@ -69,7 +69,7 @@ def check(arguments: list[str], **required: str | None) -> None:
         raise UserError(f"unexpected argument {arguments[0]!r}; keys are set as --config.KEY=VALUE")
     for name, value in required.items():
         if not value:
-            raise UserError(f"--{name} is missing; for example --{name} {_EXAMPLES[name]}")
+            raise UserError(_required(name))
         paths.check(value)
 
 
@@ -84,7 +84,7 @@ def _parse(argv, config_required):
     """Returns the positional arguments; whatever absl, ml_collections or the config file raise becomes a UserError."""
     _check_override_names(argv[1:])
     if config_required and not any(re.match(r"--?config(=|$)", argument) for argument in argv[1:]):
-        raise UserError(_MISSING)  # absl would call its keys unknown flags
+        raise UserError(_without_config(argv))  # absl would call its keys unknown flags
     try:
         rest = flags.FLAGS(argv)[1:]
         config = flags.FLAGS.config
@@ -99,6 +99,17 @@ def _parse(argv, config_required):
     except Exception as error:  # the config file is Python and may raise anything
         raise UserError(_unusable_config(error)) from error
     return rest
+
+
+def _without_config(argv):
+    """A checkpoint may bring a configuration: of a program that takes one, that is what to give first."""
+    if "checkpoint" in flags.FLAGS and not any(argument.startswith("--checkpoint=") for argument in argv):
+        return _required("checkpoint")
+    return _MISSING
+
+
+def _required(name):
+    return f"--{name} is missing; for example --{name} {_EXAMPLES[name]}"
 
 
 def _as_key(error):

@@ -63,6 +63,9 @@ def test_bad_config_file_is_one_line_and_status_2(tmp_path, text, words):
 
 def test_missing_flags():
     assert "--config is missing" in run(script=("train.py",)).stderr
+    for program in ("eval.py", "predict.py"):
+        assert "error: --checkpoint is missing; for example" in run("a.jpg", script=(program,)).stderr
+        assert "--config is missing" in run("--checkpoint", "requirements.txt", script=(program,)).stderr
     assert "--workdir is missing" in run("--config", "configs/htd_r50.py", script=("train.py",)).stderr
 
 
