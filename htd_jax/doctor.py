@@ -45,6 +45,8 @@ _HOST_GIB, _DEVICE_GIB = 8, 8  # of memory, below which HTD-R50 at full size is 
 def main(arguments: list[str]) -> None:
     """The command line: prints the lines; ends with 1 where one says fail."""
     cli.check(arguments)
+    if flags.FLAGS.report and not flags.FLAGS.config:
+        raise UserError("--report shows the data of a configuration: give --config FILE too")
     results = list(check(flags.FLAGS.config, report=flags.FLAGS.report))
     sys.exit(any(state == FAIL for state, _, _ in results))
 

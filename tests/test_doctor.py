@@ -126,6 +126,12 @@ def test_no_device_is_a_failure(monkeypatch):
     assert all(state != "fail" for state, _, _ in doctor.memory())
 
 
+def test_a_report_needs_a_configuration(tmp_path):
+    command = [sys.executable, "-m", "htd_jax.doctor", "--report", tmp_path / "data.html"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "give --config" in done.stderr and done.stdout == ""
+
+
 def test_command_line_fails_with_status_1(tmp_path):
     missing = ("--config", "configs/htd_r50.py", f"--config.data.train.images={tmp_path}/none")
     done = subprocess.run([sys.executable, "-m", "htd_jax.doctor", *missing], cwd=ROOT, capture_output=True, text=True)
