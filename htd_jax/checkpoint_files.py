@@ -59,6 +59,8 @@ def step_folder(path: str | os.PathLike) -> paths.Path:
         for step in sorted(_steps(folder), key=lambda step: -int(step.name)):
             if _is_whole(step):
                 return step
+    if not path.exists():
+        raise Missing(f"{path}: no such file or folder")
     raise Missing(f"{path} has no checkpoint: neither checkpoints/STEP nor one saved step")
 
 

@@ -268,7 +268,7 @@ def test_a_workdir_brings_its_configuration_and_names(weights, tmp_path, detecto
     assert restored.check_classes(trained.categories[::-1][:2], config, tmp_path).tolist() == [-1, -1, -1, 1, 0]
     with pytest.raises(UserError, match="different classes: 'eel', class 5 of 5 .*; is it 'Eel' there"):
         restored.check_classes([*trained.categories[:4], Category(9, "Eel")], config, tmp_path)
-    with pytest.raises(UserError, match="has no checkpoint"):
+    with pytest.raises(UserError, match="8: no such file or folder"):
         Detector.from_checkpoint(tmp_path / "checkpoints" / "8")
 
 

@@ -235,8 +235,10 @@ def test_config_and_categories_lie_beside(tmp_path):
 
 
 def test_no_checkpoint(tmp_path):
-    with pytest.raises(UserError, match="has no checkpoint"):
+    with pytest.raises(UserError, match="nowhere: no such file or folder"):
         checkpoints_lib.restore_params(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="has no checkpoint"):
+        checkpoints_lib.restore_params(tmp_path)
 
 
 def full(*args, **kwargs):
