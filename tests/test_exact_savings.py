@@ -62,16 +62,18 @@ def test_positives_are_regressed_as_if_all_were(positives):
     slots = POSITIVES_AT_ONCE * 2 + 3  # not a whole number of chunks
     positive = jnp.arange(slots)[None] < jnp.asarray(positives)[:, None]
     ba = BA(CHANNELS, 18, 12, 6, rngs=nnx.Rngs(0))
-    crops, own = draw(2, 4, slots, 7, 7, CHANNELS), draw(2, slots, 7, 7, CHANNELS, seed=1)
-    context = draw(2, CHANNELS, seed=2)
+    crops, context = draw(2, 4, slots, 7, 7, CHANNELS), draw(2, CHANNELS, seed=2)
+    levels = jnp.asarray(np.random.default_rng(1).integers(0, 4, (2, slots)))
 
-    def all_of_them(ba, crops, own, context, positive):
+    def all_of_them(ba, crops, levels, context, positive):
         flat = lambda x: x.reshape(-1, *x.shape[2:])
-        levels = jnp.stack([flat(level) for level in jnp.moveaxis(crops, 1, 0)])
-        return ba(levels, flat(own), jnp.repeat(context, slots, axis=0)).reshape(2, slots, 4)
+        every = jnp.stack([flat(level) for level in jnp.moveaxis(crops, 1, 0)])
+        own = every[flat(levels), jnp.arange(2 * slots)]
+        return ba(every, own, jnp.repeat(context, slots, axis=0)).reshape(2, slots, 4)
 
-    masked = lambda form: lambda *a: jnp.where(positive[..., None], form(*a), 0)
-    ours, plain = (gradients(masked(form), ba, crops, own, context, positive)
+    masked = lambda form: lambda ba, crops, context: jnp.where(
+        positive[..., None], form(ba, crops, levels, context, positive), 0)
+    ours, plain = (gradients(masked(form), ba, crops, context)
                    for form in (regress_positives, all_of_them))
     for _, (by_parameter, _) in (ours, plain):
         by_parameter["att_conv2"].pop("bias")  # 0 in theory: softmax over the levels takes it away
@@ -83,7 +85,8 @@ def test_skipped_positives_cost_nothing():
     ba, crops = BA(CHANNELS, 18, 12, 6, rngs=nnx.Rngs(0)), draw(1, 4, POSITIVES_AT_ONCE * 2, 7, 7, CHANNELS)
     crops = crops.at[:, :, POSITIVES_AT_ONCE:].set(jnp.nan)
     positive = jnp.arange(POSITIVES_AT_ONCE * 2)[None] < 3
-    deltas = jax.jit(lambda *a: regress_positives(ba, *a))(crops, crops[:, 0], draw(1, CHANNELS), positive)
+    deltas = jax.jit(lambda *a: regress_positives(ba, *a))(
+        crops, jnp.zeros(positive.shape, int), draw(1, CHANNELS), positive)
     assert np.isfinite(deltas).all() and (deltas[:, POSITIVES_AT_ONCE:] == 0).all() and (deltas[:, 0] != 0).all()
 
 
@@ -97,8 +100,7 @@ def test_both_crops_of_stage_1_are_the_two_kinds_of_crops():
     def apart(maps):
         own = pyramid_crops.crop_own_level(maps, rois)
         every = pyramid_crops.crop_all_levels(maps, rois[:9], own[:9])
-        on_level = jnp.arange(4)[:, None] == pyramid_crops.roi_levels(rois[:9])[None]
-        return own, jnp.where((where[None] | on_level)[..., None, None, None], every, 0)
+        return own, jnp.where(where[None, :, None, None, None], every, 0)
 
     def both(maps):
         return pyramid_crops.crop_own_and_all_levels(maps, rois, where)

@@ -13,7 +13,7 @@ from htd_jax.models.proposals import Proposals, batch_proposals, merge
 from htd_jax.models.rpn import shapes_of
 from htd_jax.ops.boxes import decode, flip
 from htd_jax.ops.nms import multiclass_nms
-from htd_jax.ops.pyramid_crops import crop_all_levels, crop_own_level
+from htd_jax.ops.pyramid_crops import crop_all_levels, crop_own_level, of_own_level, roi_levels
 from htd_jax.ops.soft_nms import soft_nms
 
 REGRESSED_AT_ONCE = 32
@@ -138,7 +138,8 @@ def regress(model: HTD, view: View, rois: Float[Array, "N 4"], own: Float[Array,
     def advance(step, deltas):
         index = jax.lax.dynamic_slice(order, (step * chunk,), (chunk,))
         crops = crop_all_levels(view.pyramid, rois[index], own[index], model.roi_align)
-        return deltas.at[index].set(model.ba(crops, own[index], context, prepared))
+        of_own = of_own_level(crops, roi_levels(rois[index]))
+        return deltas.at[index].set(model.ba(crops, of_own, context, prepared))
 
     chunks = (needed.sum() + chunk - 1) // chunk
     deltas = jax.lax.fori_loop(0, chunks, advance, jnp.zeros((count, 4), jnp.float32))

@@ -1,4 +1,6 @@
 """Layers shared by the modules: convolution that pads as PyTorch does, and batch norm that never learns statistics."""
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -30,18 +32,28 @@ class Statistic(nnx.Variable):
 
 def conv(inputs: int, outputs: int, size: int, *, rngs: nnx.Rngs, dtype: DTypeLike | None, stride: int = 1,
          groups: int = 1, bias: bool = True, init: Initializer = XAVIER,
-         bias_init: Initializer = nnx.initializers.zeros) -> nnx.Conv:
+         bias_init: Initializer = nnx.initializers.zeros, operator: Callable = fast_gradient_conv) -> nnx.Conv:
     """`nnx.Conv` with (size - 1) / 2 zeros on *each* side, where `SAME` pads strided ones on one side only."""
     pad = (size - 1) // 2
     return nnx.Conv(inputs, outputs, (size, size), strides=stride, padding=((pad, pad), (pad, pad)), use_bias=bias,
                     feature_group_count=groups, kernel_init=init, bias_init=bias_init, dtype=dtype,
-                    conv_general_dilated=fast_gradient_conv, rngs=rngs)
+                    conv_general_dilated=operator, rngs=rngs)
 
 
 def linear(inputs: int, outputs: int, *, rngs: nnx.Rngs, dtype: DTypeLike | None,
            init: Initializer = XAVIER) -> nnx.Linear:
     """`nnx.Linear` with the initialiser named and zero bias."""
     return nnx.Linear(inputs, outputs, kernel_init=init, dtype=dtype, rngs=rngs)
+
+
+def crop_linear(layer: nnx.Linear, crops: Float[Array, "B N 7 7 C"]) -> Float[Array, "B N O"]:
+    """`layer` on crops as vectors, in the order y, x, channel.
+
+    As a product over three axes: to make one of them, a TPU would move all crops.
+    """
+    shape = *crops.shape[2:], -1
+    kernel, bias = (value[...].astype(layer.dtype or crops.dtype) for value in (layer.kernel, layer.bias))
+    return jnp.einsum("bnpqc,pqco->bno", crops, kernel.reshape(shape)) + bias[None, None]
 
 
 def clear_padding(x: Float[Array, "B H W C"], padded: Int[Array, "B 2"] | None, stride: int) -> Float[Array, "B H W C"]:

@@ -16,7 +16,7 @@ from htd_jax.models.rpn import shapes_of
 from htd_jax.models.rpn_loss import rpn_losses
 from htd_jax.models.targets import MAX_ROI_POSITIVES, GroundTruth, RoIs, image_keys, refined_proposals, roi_targets
 from htd_jax.ops.boxes import Stds
-from htd_jax.ops.pyramid_crops import crop_own_and_all_levels, crop_own_level
+from htd_jax.ops.pyramid_crops import crop_own_and_all_levels, crop_own_level, of_own_level, roi_levels
 
 STAGE_THRESHOLDS = (0.5, 0.6)
 STAGE_WEIGHTS = (1.0, 0.5)
@@ -86,29 +86,35 @@ def stage1(model: HTD, pyramid: Pyramid, context: Float[Array, "B C"], rois: RoI
     crop = functools.partial(crop_own_and_all_levels, form=model.roi_align)
     crops, all_levels = jax.vmap(crop)(pyramid, rois.boxes, positive)
     logits = model.pgraph(crops, context, rois.boxes, rois.valid, model.stage0.fc_cls)
-    return logits, regress_positives(model.ba, all_levels, crops[:, :positive.shape[1]], context, positive)
+    levels = jax.vmap(roi_levels)(rois.boxes[:, :positive.shape[1]])
+    return logits, regress_positives(model.ba, all_levels, levels, context, positive)
 
 
-def regress_positives(ba: ba_lib.BA, crops: Float[Array, "B 4 P 7 7 C"], own: Float[Array, "B P 7 7 C"],
+def regress_positives(ba: ba_lib.BA, crops: Float[Array, "B 4 P 7 7 C"], levels: Int[Array, "B P"],
                       context: Float[Array, "B C"], positive: Bool[Array, "B P"]) -> Float[Array, "B P 4"]:
-    """Deltas, right where `positive`; `crops` are of all levels.
+    """Deltas, right where `positive`; `crops` are of all levels, of which `levels` are the RoIs' own.
 
     BA is expensive and only positives need it. They come first in their slots, so the slots are processed in chunks,
-    and a chunk without a positive is skipped. The backward pass keeps the crops alone and recomputes the rest.
+    and a chunk without a positive is skipped. The backward pass keeps the crops and recomputes the rest. Accelerators
+    keep the results of the convolutions too, which are most of the work; a CPU has less memory to spare for the time.
     """
     slots = positive.shape[1]
     chunk = max(1, min(POSITIVES_AT_ONCE, slots))
     split = lambda x, axis: _chunks(x, chunk, axis)
 
-    def deltas(crops, own, _):
+    def deltas(crops, levels, _):
         merged = jnp.moveaxis(crops, 1, 0).reshape(4, -1, *crops.shape[3:])
-        return ba(merged, own.reshape(-1, *own.shape[2:]), jnp.repeat(context, chunk, axis=0)).reshape(-1, chunk, 4)
+        own = of_own_level(merged, levels.reshape(-1))
+        return ba(merged, own, jnp.repeat(context, chunk, axis=0)).reshape(-1, chunk, 4)
 
     def advance(inputs):
         none = lambda *_: jnp.zeros((len(context), chunk, 4), jnp.float32)
         return jax.lax.cond(inputs[2].any(), deltas, none, *inputs)
 
-    found = jax.lax.map(jax.checkpoint(advance), (split(crops, 2), split(own, 1), split(positive, 1)))
+    run = lambda policy: lambda *inputs: jax.lax.map(jax.checkpoint(advance, policy=policy), inputs)
+    keeping = jax.checkpoint_policies.save_only_these_names(ba_lib.CONVOLVED)
+    found = jax.lax.platform_dependent(split(crops, 2), split(levels, 1), split(positive, 1),
+                                       cpu=run(None), default=run(keeping))
     return jnp.moveaxis(found, 0, 1).reshape(len(context), -1, 4)[:, :slots]
 
 

@@ -9,7 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from htd_jax.models.layers import linear, normal
+from htd_jax.models.layers import crop_linear, linear, normal
 from htd_jax.ops.boxes import intersections
 from htd_jax.ops.crop_products import BINS
 from htd_jax.ops.pyramid_crops import roi_levels
@@ -47,7 +47,7 @@ class PGraph(nnx.Module):
         The first layer is linear, W(x + g) = W x + W g, so the crops pass it once.
         """
         first, second = self.fcs
-        hidden = first(crops.reshape(*crops.shape[:2], -1))
+        hidden = crop_linear(first, crops)
         kernel = first.kernel[...].astype(context.dtype)
         shift = jnp.einsum("bc,tco->bo", context, kernel.reshape(BINS * BINS, -1, kernel.shape[-1]))
         return tuple(jax.nn.relu(second(jax.nn.relu(h))) for h in (hidden, hidden + shift[:, None, :]))

@@ -5,7 +5,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from htd_jax.models.layers import linear, normal
+from htd_jax.models.layers import crop_linear, linear, normal
 from htd_jax.ops.crop_products import BINS
 
 STDS = (0.1, 0.1, 0.2, 0.2)
@@ -25,7 +25,6 @@ class Stage0(nnx.Module):
                  context: Float[Array, "B C"]) -> tuple[Float[Array, "B N K1"], Float[Array, "B N 4"]]:
         """Float32 logits and deltas."""
         x = crops + context[:, None, None, None, :]
-        x = x.reshape(*x.shape[:2], -1)
-        for layer in self.fcs:
-            x = jax.nn.relu(layer(x))
+        first, second = self.fcs
+        x = jax.nn.relu(second(jax.nn.relu(crop_linear(first, x))))
         return self.fc_cls(x).astype(jnp.float32), self.fc_reg(x).astype(jnp.float32)

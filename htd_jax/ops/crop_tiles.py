@@ -13,11 +13,12 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from htd_jax.ops.crop_products import BINS
 from htd_jax.ops.gpu import roi_align as gpu, roi_align_backward as gpu_backward
 from htd_jax.ops.tpu import roi_align as tpu, roi_align_backward as tpu_backward
+from htd_jax.ops.windows import Items
 
 
 def takes(device: str, pyramid: Sequence[Float[Array, "*_ _ _ C"]]) -> bool:
@@ -28,14 +29,14 @@ def takes(device: str, pyramid: Sequence[Float[Array, "*_ _ _ C"]]) -> bool:
     return gpu.fits(channels)
 
 
-def crops_by_tiles(pyramid: Sequence[Float[Array, "_ _ C"]], corners: Float[Array, "N 4"], levels: Int[Array, "N"],
-                   active: Bool[Array, "N"], device: str, interpret: bool = False) -> Float[Array, "N 7 7 C"]:
-    """Crops at `corners` (in cells) on `levels` of a pyramid; 0 unless `active`. Only the pyramid has a gradient.
+def crops_by_tiles(pyramid: Sequence[Float[Array, "_ _ C"]], parts: Sequence[Items], device: str,
+                   interpret: bool = False) -> list[Float[Array, "_ 7 7 C"]]:
+    """The crops of each of `parts` from a pyramid; 0 unless active. Only the pyramid has a gradient.
 
     `device`: whose kernels, 'tpu' or 'gpu'; `interpret`: run them on whatever device is there, slowly.
     """
-    batch = jax.tree.map(lambda x: x[None], (list(pyramid), jax.lax.stop_gradient(corners), levels, active))
-    return _crops(Kernels(device, interpret), tuple(level.shape[:2] for level in pyramid), *batch)[0]
+    batch = jax.tree.map(lambda x: x[None], (list(pyramid), jax.lax.stop_gradient(parts)))
+    return [crops[0] for crops in _crops(Kernels(device, interpret), tuple(x.shape[:2] for x in pyramid), *batch)]
 
 
 class Kernels(NamedTuple):
@@ -44,28 +45,35 @@ class Kernels(NamedTuple):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _crops(kernels, shapes, pyramid, *items):
-    return _crops_kernel.bind(*pyramid, *items, **kernels._asdict())[0]
+def _crops(kernels, shapes, pyramid, parts):
+    return _crops_kernel.bind(*pyramid, *jax.tree.leaves(parts), **kernels._asdict(), count=len(parts))
 
 
-def _crops_forward(kernels, shapes, pyramid, *items):
-    return _crops(kernels, shapes, pyramid, *items), items
+def _crops_forward(kernels, shapes, pyramid, parts):
+    return _crops(kernels, shapes, pyramid, parts), parts
 
 
-def _crops_backward(kernels, shapes, items, gradient):
-    return _gradients_kernel.bind(gradient, *items, **kernels._asdict(), shapes=shapes), None, None, None
+def _crops_backward(kernels, shapes, parts, gradients):
+    fixed = dict(kernels._asdict(), count=len(parts), shapes=shapes)
+    return _gradients_kernel.bind(*gradients, *jax.tree.leaves(parts), **fixed), None
 
 
 _crops.defvjp(_crops_forward, _crops_backward)
 
 
-def _run_crops(*arrays, device, interpret):
-    (*pyramid, corners, levels, active) = arrays
-    return [{"tpu": tpu, "gpu": gpu}[device].crops(pyramid, corners, levels, active, interpret)]
+def _split(arrays, count):
+    """What comes before the arrays of `count` parts, and the parts."""
+    size = len(Items._fields)
+    first = len(arrays) - count * size
+    return arrays[:first], [Items(*arrays[k:k + size]) for k in range(first, len(arrays), size)]
 
 
-def _run_gradients(*arrays, device, interpret, shapes):
-    return {"tpu": tpu_backward, "gpu": gpu_backward}[device].gradients(*arrays, shapes, interpret)
+def _run_crops(*arrays, device, interpret, count):
+    return {"tpu": tpu, "gpu": gpu}[device].crops(*_split(arrays, count), interpret)
+
+
+def _run_gradients(*arrays, device, interpret, count, shapes):
+    return {"tpu": tpu_backward, "gpu": gpu_backward}[device].gradients(*_split(arrays, count), shapes, interpret)
 
 
 def _kernel(name, run, shapes_of):
@@ -97,7 +105,14 @@ def _split_by_images(run, *arrays, **fixed):
     return run(*arrays)
 
 
-_crops_kernel = _kernel("roi_align_tiles", _run_crops, lambda *arrays, **_: [
-    (*arrays[-1].shape, BINS, BINS, arrays[0].shape[-1])])
-_gradients_kernel = _kernel("roi_align_tiles_backward", _run_gradients, lambda gradient, *_, shapes, **__: [
-    (gradient.shape[0], *shape, gradient.shape[-1]) for shape in shapes])
+def _shapes_of_crops(*arrays, count, **_):
+    (finest, *_), parts = _split(arrays, count)
+    return [(*part.levels.shape, BINS, BINS, finest.shape[-1]) for part in parts]
+
+
+def _shapes_of_gradients(gradient, *_, shapes, **__):
+    return [(gradient.shape[0], *shape, gradient.shape[-1]) for shape in shapes]
+
+
+_crops_kernel = _kernel("roi_align_tiles", _run_crops, _shapes_of_crops)
+_gradients_kernel = _kernel("roi_align_tiles_backward", _run_gradients, _shapes_of_gradients)

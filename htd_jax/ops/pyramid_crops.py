@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 from htd_jax.ops.crop_tiles import crops_by_tiles, takes
 from htd_jax.ops.edges import extended
 from htd_jax.ops.roi_align import roi_align
-from htd_jax.ops.windows import of_level
+from htd_jax.ops.windows import Items, of_level
 
 STRIDES = (4, 8, 16, 32)  # of P2..P5, in pixels
 # auto: the device's own; portable: that without kernels; products: anywhere; tpu, gpu: kernels, interpreted if need be
@@ -45,29 +45,33 @@ def crop_own_level(pyramid: Pyramid, rois: Float[Array, "N 4"], form: str = "aut
         return jax.lax.optimization_barrier(crops)  # or XLA keeps all four terms until the backward pass
 
     def by_tiles(crop, rois, levels):
-        return crop(rois, levels, levels >= 0)
+        return crop((rois, levels, levels >= 0))[0]
 
     return _in_form(form, by_levels, by_tiles, pyramid, rois, levels)
 
 
 def crop_all_levels(pyramid: Pyramid, rois: Float[Array, "N 4"], own: Float[Array, "N 7 7 C"],
                     form: str = "auto") -> Float[Array, "4 N 7 7 C"]:
-    """Crops of `rois` from every level; `own`, of `crop_own_level`, is one of the four and not pooled again."""
+    """Crops of `rois` from every level, of which `own`, of `crop_own_level`, is one.
+
+    Kernels pool it again, which costs less than to put it in its place.
+    """
     levels = roi_levels(rois)
 
-    def by_levels(pyramid, rois, levels, form):
-        return jnp.stack([roi_align(features, rois, stride, levels != k, form)
-                          for k, (features, stride) in enumerate(zip(pyramid, STRIDES))])
+    def by_levels(pyramid, rois, own, levels, form):
+        others = [roi_align(features, rois, stride, levels != k, form)
+                  for k, (features, stride) in enumerate(zip(pyramid, STRIDES))]
+        return _with_own(others, own, levels)
 
-    def by_tiles(crop, rois, levels):
-        return _by_level(crop(*_on_other_levels(rois, levels, levels >= 0)))
+    def by_tiles(crop, rois, _, levels):
+        return _by_level(crop(_on_all_levels(rois, levels >= 0))[0])
 
-    return _with_own(_in_form(form, by_levels, by_tiles, pyramid, rois, levels), own, levels)
+    return _in_form(form, by_levels, by_tiles, pyramid, rois, own, levels)
 
 
 def crop_own_and_all_levels(pyramid: Pyramid, rois: Float[Array, "N 4"], where: Bool[Array, "P"], form: str = "auto"
                             ) -> tuple[Float[Array, "N 7 7 C"], Float[Array, "4 P 7 7 C"]]:
-    """`crop_own_level` of all `rois`, and `crop_all_levels` of the first P, 0 on other levels unless `where`.
+    """`crop_own_level` of all `rois`, and `crop_all_levels` of the first P, 0 unless `where`.
 
     As one call for each level, or for all, whose backward pass makes one gradient of its map in place of two.
     """
@@ -80,23 +84,24 @@ def crop_own_and_all_levels(pyramid: Pyramid, rois: Float[Array, "N 4"], where: 
                            form)
                  for k, (features, stride) in enumerate(zip(pyramid, STRIDES))]
         own = jax.lax.optimization_barrier(sum(part[:count] for part in crops))
-        return own, jnp.stack([part[count:] for part in crops])
+        return own, _with_own([part[count:] for part in crops], jnp.where(_spread(where), own[first], 0), first_levels)
 
     def by_tiles(crop, rois, levels, where):
-        first = slice(len(where))
-        own, others = (rois, levels, levels >= 0), _on_other_levels(rois[first], levels[first], where)
-        crops = crop(*map(jnp.concatenate, zip(own, others)))
-        return crops[:count], _by_level(crops[count:])
+        own, every = crop((rois, levels, levels >= 0), _on_all_levels(rois[:len(where)], where))
+        return own, _by_level(every)
 
-    own, others = _in_form(form, by_levels, by_tiles, pyramid, rois, levels, where)
-    return own, _with_own(others, own[:len(where)], levels[:len(where)])
+    return _in_form(form, by_levels, by_tiles, pyramid, rois, levels, where)
 
 
-def _on_other_levels(rois, levels, where):
-    """`rois` on all levels, level by level: rois, levels, and which are wanted: not those of the own level."""
-    every = jnp.arange(len(STRIDES), dtype=levels.dtype)
-    wanted = where[None] & (levels[None] != every[:, None])
-    return jnp.tile(rois, (len(STRIDES), 1)), jnp.repeat(every, len(rois)), wanted.reshape(-1)
+def of_own_level(crops: Float[Array, "4 N 7 7 C"], levels: Int[Array, "N"]) -> Float[Array, "N 7 7 C"]:
+    """Of the `crops` of all levels those of each RoI's own."""
+    return sum(jnp.where(_spread(levels == k), part, 0) for k, part in enumerate(crops))
+
+
+def _on_all_levels(rois, where):
+    """`rois` on all levels, level by level: rois, levels, and `where`."""
+    count = len(STRIDES)
+    return jnp.tile(rois, (count, 1)), jnp.repeat(jnp.arange(count, dtype=jnp.int32), len(rois)), jnp.tile(where, count)
 
 
 def _by_level(crops):
@@ -105,24 +110,25 @@ def _by_level(crops):
 
 def _with_own(others, own, levels):
     """`[4, N, 7, 7, C]`: the crops of each level in `others`, but those that `own` holds."""
-    on_level = lambda k: (levels == k)[:, None, None, None]
-    return jnp.stack([jnp.where(on_level(k), own, part) for k, part in enumerate(others)])
+    return jnp.stack([jnp.where(_spread(levels == k), own, part) for k, part in enumerate(others)])
+
+
+def _spread(where):
+    return where[:, None, None, None]
 
 
 def _in_form(form, by_levels, by_tiles, pyramid, *items):
     """What `by_levels(pyramid, *items, form)` or `by_tiles(crop, *items)` gives: the one place that chooses a form.
 
-    `crop(rois, levels, active)` pools items with a kernel. A pyramid that does not fit into a TPU's vector memory, or
-    of too few channels for a GPU's, is pooled by products.
+    `crop(*parts)` pools parts `(rois, levels, active)` with a kernel, and gives the crops of each. A pyramid that does
+    not fit into a TPU's vector memory, or of too few channels for a GPU's, is pooled by products.
     """
     def levels_form(pyramid, *items):
         return by_levels(pyramid, *items, "products" if form == "products" else "auto")
 
     def kernels(device, interpret=False):
         def run(pyramid, *items):
-            def crop(rois, levels, active):
-                corners = rois / of_level(map(float, STRIDES), levels)[:, None] - 0.5
-                return crops_by_tiles(pyramid, corners, levels, active, device, interpret)
+            crop = lambda *parts: crops_by_tiles(pyramid, list(map(_in_cells, parts)), device, interpret)
             return by_tiles(crop, *items)
         return run if takes(device, pyramid) else levels_form
 
@@ -133,3 +139,9 @@ def _in_form(form, by_levels, by_tiles, pyramid, *items):
     else:
         forms = {DEVICES[form]: kernels(form), "default": kernels(form, interpret=True)}
     return jax.lax.platform_dependent(list(pyramid), *items, **forms)
+
+
+def _in_cells(part):
+    """A part's corners in cells of their levels, where cell 0's centre is at 0, in place of its RoIs."""
+    rois, levels, active = part
+    return Items(rois / of_level(map(float, STRIDES), levels)[:, None] - 0.5, levels, active)

@@ -14,6 +14,14 @@ from htd_jax.ops.crop_products import BINS
 from htd_jax.ops.roi_align import exact_ceil
 
 
+class Items(NamedTuple):
+    """N items: `corners` (x1, y1, x2, y2) in cells of `levels`; cell 0's centre is at 0. Others than `active` are 0."""
+
+    corners: Float[Array, "*B N 4"]
+    levels: Int[Array, "*B N"]
+    active: Bool[Array, "*B N"]
+
+
 class Axis(NamedTuple):
     """One axis of items: a bin holds `count` samples, `step` cells apart; bin p begins at `start + p * bin_size`.
 
@@ -30,12 +38,9 @@ class Axis(NamedTuple):
     cells: jax.Array
 
 
-def axes_of(corners: Float[Array, "*items 4"], levels: Int[Array, "*items"], active: Bool[Array, "*items"],
-            shapes) -> tuple[Axis, Axis]:
-    """The rows' and the columns' `Axis` of items: `corners` (x1, y1, x2, y2) in cells of `levels` of `shapes` (h, w).
-
-    Cell 0's centre is at 0. Items that are not `active` use no cells.
-    """
+def axes_of(items: Items, shapes) -> tuple[Axis, Axis]:
+    """The rows' and the columns' `Axis` of items on levels of `shapes` (h, w); those not `active` use no cells."""
+    corners, levels, active = items
     height, width = (of_level([shape[axis] for shape in shapes], levels) for axis in (0, 1))
     rows, columns = (_axis(corners[..., axis], corners[..., axis + 2], cells)
                      for axis, cells in ((1, height), (0, width)))

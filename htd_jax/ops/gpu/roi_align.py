@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from htd_jax.ops.crop_products import BINS
 from htd_jax.ops.gpu import tiles
 from htd_jax.ops.gpu.tiles import COLUMNS, ROWS, SLOTS
+from htd_jax.ops.windows import Items
 
 
 def fits(channels: int) -> bool:
@@ -22,13 +23,11 @@ def fits(channels: int) -> bool:
     return tiles.channels_at_once(channels, jnp.bfloat16) >= 16  # of a matrix product's operand, at least
 
 
-def crops(pyramid: Sequence[Float[Array, "B _ _ C"]], corners: Float[Array, "B N 4"], levels: Int[Array, "B N"],
-          active: Bool[Array, "B N"], interpret: bool = False) -> Float[Array, "B N 7 7 C"]:
-    """Crops at `corners` (in cells) on `levels` of a pyramid; 0 unless `active`.
-
-    `interpret`: run on any device, slowly.
-    """
-    (batch, count), channels = levels.shape, pyramid[0].shape[-1]
+def crops(pyramid: Sequence[Float[Array, "B _ _ C"]], parts: Sequence[Items],
+          interpret: bool = False) -> list[Float[Array, "B _ 7 7 C"]]:
+    """The crops of each of `parts` from a pyramid; 0 unless active. `interpret`: run on any device, slowly."""
+    items = tiles.joined(parts)
+    (batch, count), channels = items.levels.shape, pyramid[0].shape[-1]
     shapes, block = tuple(level.shape[1:3] for level in pyramid), tiles.channels_at_once(channels, pyramid[0].dtype)
     whole = [pl.BlockSpec(memory_space=pl.ANY)]
     out = pl.pallas_call(
@@ -36,8 +35,8 @@ def crops(pyramid: Sequence[Float[Array, "B _ _ C"]], corners: Float[Array, "B N
         out_shape=jax.ShapeDtypeStruct((batch * count * BINS**2, channels), pyramid[0].dtype),
         in_specs=whole * (2 + len(shapes)), out_specs=whole[0], interpret=interpret, name="roi_align_tiles",
         compiler_params=plt.CompilerParams(num_warps=4, num_stages=2),
-    )(*tiles.scalars_of(corners, levels, active, shapes), *[level.reshape(-1, channels) for level in pyramid])
-    return out.reshape(batch, count, BINS, BINS, channels)
+    )(*tiles.scalars_of(items, shapes), *[level.reshape(-1, channels) for level in pyramid])
+    return jnp.split(out.reshape(batch, count, BINS, BINS, channels), tiles.ends(parts), axis=1)
 
 
 def _kernel(ints, floats, *refs, shapes, block, count):

@@ -10,22 +10,22 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from htd_jax.ops.gpu import tiles
 from htd_jax.ops.gpu.tiles import COLUMNS, ROWS, SLOTS
+from htd_jax.ops.windows import Items
 
 BITS = 32
 
 
-def gradients(gradient: Float[Array, "B N 7 7 C"], corners: Float[Array, "B N 4"], levels: Int[Array, "B N"],
-              active: Bool[Array, "B N"], shapes: Sequence[tuple[int, int]],
+def gradients(crops: Sequence[Float[Array, "B _ 7 7 C"]], parts: Sequence[Items], shapes: Sequence[tuple[int, int]],
               interpret: bool = False) -> list[Float[Array, "B _ _ C"]]:
-    """Gradients of the levels of `shapes` (h, w) from that of the crops."""
-    channels = gradient.shape[-1]
-    ints, floats = tiles.scalars_of(corners, levels, active, shapes)
-    rows = gradient.reshape(-1, channels)
-    return [_of_level(rows, ints, floats, k, shape, levels.shape, interpret) for k, shape in enumerate(shapes)]
+    """Gradients of the levels of `shapes` (h, w) from those of the crops of each of `parts`."""
+    items, channels = tiles.joined(parts), crops[0].shape[-1]
+    ints, floats = tiles.scalars_of(items, shapes)
+    rows = jnp.concatenate(crops, axis=1).reshape(-1, channels)
+    return [_of_level(rows, ints, floats, k, shape, items.levels.shape, interpret) for k, shape in enumerate(shapes)]
 
 
 def _of_level(rows, ints, floats, level, shape, items, interpret):

@@ -1,9 +1,11 @@
 """What the GPU's kernels of RoIAlign share: the items' scalars, and a tile's weights for all bins of a crop."""
+import itertools
+
 import jax
 import jax.numpy as jnp
 
 from htd_jax.ops.crop_products import BINS
-from htd_jax.ops.windows import axes_of, weight
+from htd_jax.ops.windows import Items, axes_of, weight
 
 ROWS, COLUMNS = 8, 16  # cells of a tile
 SLOTS = 8  # of each axis's 7 bins: sizes are powers of two
@@ -12,11 +14,21 @@ FLOAT32_CHANNELS = 32  # likewise: full float32 has no tensor cores, and its unr
 INTS, FLOATS = 8, 8
 
 
-def scalars_of(corners, levels, active, shapes):
+def joined(parts):
+    """The items of all parts."""
+    return Items(*[jnp.concatenate(arrays, axis=1) for arrays in zip(*parts)])
+
+
+def ends(parts):
+    """Where each part but the last ends among the items of all."""
+    return list(itertools.accumulate(part.levels.shape[1] for part in parts))[:-1]
+
+
+def scalars_of(items, shapes):
     """Int32 `[B * N, 8]`: level, first row, rows, first column, columns; float32 `[B * N, 8]`: the axes' samples."""
-    rows, columns = axes_of(corners, levels, active, shapes)
+    rows, columns = axes_of(items, shapes)
     zero = jnp.zeros_like(rows.first)
-    ints = levels, rows.first, rows.used, columns.first, columns.used, zero, zero, zero
+    ints = items.levels, rows.first, rows.used, columns.first, columns.used, zero, zero, zero
     floats = [value for axis in (rows, columns) for value in (axis.start, axis.bin_size, axis.step, axis.count)]
     flat = lambda values, dtype: jnp.stack([jnp.asarray(v, dtype) for v in values], axis=-1).reshape(-1, len(values))
     return flat(ints, jnp.int32), flat(floats, jnp.float32)

@@ -48,15 +48,15 @@ def channels_at_once(atlas, channels, dtype, budget):
     return next((block for block in blocks if cells * round_up(block, LANES) <= budget), 0)
 
 
-def scalars_of(corners, levels, active, atlas):
+def scalars_of(items, atlas):
     """Int32 `[B * N * 8]` and float32 `[B * N * 8]`: what a kernel must know of each item, N a multiple of `GROUP`."""
-    rows, columns = axes_of(corners, levels, active, atlas.shapes)
+    rows, columns = axes_of(items, atlas.shapes)
     left = columns.first - columns.first % ALIGN
     row_tiles = -(-rows.used // ROWS)
     column_tiles = jnp.where(columns.used > 0, -(-(columns.first + columns.used - left) // COLUMNS), 0)
     # Tiles that would end beyond the level begin further left, if they can: the atlas need not be so wide.
     left = jnp.clip(round_up(columns.cells, ALIGN) - column_tiles * COLUMNS, 0, left)
-    offset = lambda axis: of_level([place[axis] for place in atlas.places], levels)
+    offset = lambda axis: of_level([place[axis] for place in atlas.places], items.levels)
     ints = rows.first, row_tiles, left, column_tiles, offset(0), offset(1), rows.cells, columns.cells
     floats = [value for axis in (rows, columns) for value in (axis.start, axis.bin_size, axis.step, axis.count)]
     flat = lambda values, dtype: jnp.stack([jnp.asarray(v, dtype) for v in values], axis=-1).reshape(-1)

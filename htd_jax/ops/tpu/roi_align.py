@@ -2,7 +2,8 @@
 
 The pyramid comes in once for each image (46 MB at 800x1344 in bfloat16), and every RoI reads from there the tiles of
 8 x 32 cells that it needs, on the level it needs, as many as it takes. A tile adds `K (56 x 256) . F (256 x C)` to the
-crop, where K is the outer product of the two axes' weights: one matrix product with float32 sums.
+crop, where K is the outer product of the two axes' weights: one matrix product with float32 sums. The crops are written
+bin by bin, `[7, 7, B, N, C]`: so the layers that follow read them, which would else be moved first.
 """
 import functools
 from collections.abc import Sequence
@@ -12,9 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from htd_jax.ops.crop_products import BINS
+from htd_jax.ops.tpu import group
 from htd_jax.ops.tpu.atlas import (
     ALIGN,
     COLUMNS,
@@ -27,9 +29,9 @@ from htd_jax.ops.tpu.atlas import (
     read_item,
     scalars_of,
 )
-from htd_jax.ops.windows import weight
+from htd_jax.ops.tpu.group import CROP, SLOTS
+from htd_jax.ops.windows import Items, weight
 
-SLOTS = 8  # of a row of 7 bins, so that it fills a tile of vectors
 VECTOR_MEMORY = 128 * 2**20  # bytes, of v5e and v6e: assumed where no TPU is there to ask
 COMPILERS = 4 * 2**20  # of it are left to the compiler
 OTHERS = 10 * 2**20  # of it are for what is not the atlas
@@ -56,33 +58,24 @@ def compiler_options():
     return pltpu.CompilerParams(vmem_limit_bytes=_vector_memory() - COMPILERS)
 
 
-def crops(pyramid: Sequence[Float[Array, "B _ _ C"]], corners: Float[Array, "B N 4"], levels: Int[Array, "B N"],
-          active: Bool[Array, "B N"], interpret: Any = False) -> Float[Array, "B N 7 7 C"]:
-    """Crops at `corners` (in cells) on `levels` of a pyramid; 0 unless `active`.
-
-    `interpret`: run on any device, slowly.
-    """
-    (batch, count), channels, dtype = levels.shape, pyramid[0].shape[-1], pyramid[0].dtype
-    atlas = atlas_of([level.shape[1:3] for level in pyramid])
+def crops(pyramid: Sequence[Float[Array, "B _ _ C"]], parts: Sequence[Items],
+          interpret: Any = False) -> list[Float[Array, "B _ 7 7 C"]]:
+    """The crops of each of `parts` from a pyramid; 0 unless active. `interpret`: run on any device, slowly."""
+    batch, channels, dtype = len(pyramid[0]), pyramid[0].shape[-1], pyramid[0].dtype
+    atlas, groups = atlas_of([level.shape[1:3] for level in pyramid]), group.spans(parts)
     block = block_of(atlas, channels, dtype)
-    scalars = scalars_of(*filled_up(corners, levels, active), atlas)
-    groups = -(-count // GROUP)
-    kernel = functools.partial(_kernel, atlas=atlas, block=block)
-    return pl.pallas_call(
-        kernel, grid=(batch, channels // block, groups),
-        out_shape=jax.ShapeDtypeStruct((batch, count, BINS, BINS, channels), dtype),
-        in_specs=[*scalar_specs(groups), *[pl.BlockSpec(memory_space=pl.ANY)] * len(pyramid)],
-        out_specs=crop_spec(block),
+    by_bins = pl.pallas_call(
+        functools.partial(_kernel, atlas=atlas, block=block, groups=groups),
+        grid=(batch, channels // block, groups[-1].stop),
+        out_shape=[jax.ShapeDtypeStruct((BINS, BINS, *part.levels.shape, channels), dtype) for part in parts],
+        in_specs=[*scalar_specs(groups[-1].stop), *[pl.BlockSpec(memory_space=pl.ANY)] * len(pyramid)],
+        out_specs=group.specs(groups, block),
         scratch_shapes=[pltpu.VMEM((atlas.height, atlas.width, block), dtype),
-                        pltpu.SemaphoreType.DMA((len(pyramid),)),
+                        pltpu.SemaphoreType.DMA((len(pyramid),)), group.room(block),
                         *[pltpu.VMEM((*shape, block), dtype) for shape in atlas.shapes if shape[1] % ALIGN]],
-        compiler_params=compiler_options(), interpret=interpret, name="roi_align_tiles")(*scalars, *pyramid)
-
-
-def filled_up(corners, levels, active):
-    """The items with more that are not active, up to whole groups."""
-    more = (0, 0), (0, -levels.shape[1] % GROUP)
-    return jnp.pad(corners, (*more, (0, 0))), jnp.pad(levels, more), jnp.pad(active, more)
+        compiler_params=compiler_options(), interpret=interpret, name="roi_align_tiles",
+    )(*scalars_of(group.joined(parts), atlas), *pyramid)
+    return [crops.transpose(2, 3, 0, 1, 4) for crops in by_bins]
 
 
 def scalar_specs(groups):
@@ -90,15 +83,10 @@ def scalar_specs(groups):
             for size in (INTS, FLOATS)]
 
 
-def crop_spec(block):
-    """A group's crops; of the last group some may lie beyond the end."""
-    return pl.BlockSpec((None, GROUP, BINS, BINS, block), lambda b, c, g: (b, g, 0, 0, c))
-
-
-def _kernel(ints, floats, *refs, atlas, block):
+def _kernel(ints, floats, *refs, atlas, block, groups):
     """A grid step: the items of a group of one image, `block` channels of them."""
     levels, (image, part, step) = len(atlas.shapes), map(pl.program_id, range(3))
-    maps, (out, held, semaphores, *landing) = refs[:levels], refs[levels:]
+    maps, outs, (held, semaphores, pooled, *landing) = group.split(refs, levels, len(groups))
 
     @pl.when((image == 0) & (part == 0) & (step == 0))
     def _():  # what no level covers is read with weight 0 and must not be nan
@@ -109,11 +97,12 @@ def _kernel(ints, floats, *refs, atlas, block):
         _load(level_slices(maps, image, part, block), held, semaphores, landing, atlas)
 
     def pool(k, _):
-        crop = _pooled(read_item(ints, floats, k), held, block)
-        out[k] = crop.reshape(BINS, SLOTS, block)[:, :BINS].astype(out.dtype)
+        group.put(pooled, k, _pooled(read_item(ints, floats, k), held, block))
         return 0
 
     jax.lax.fori_loop(0, GROUP, pool, 0)
+    for span, out in zip(groups, outs):
+        pl.when((step >= span.start) & (step < span.stop))(functools.partial(group.to_bins, pooled, out))
 
 
 def fill_with_zeros(ref):
@@ -169,11 +158,11 @@ def _pooled(item, held, block):
         def tile(i, total):
             y, _, atlas_y, _ = item.place(i, j)
             down = weight(bins, y.astype(jnp.float32) + row, *item.rows)
-            weights = (down[:BINS, None, :] * across[None]).reshape(BINS * SLOTS, shape[1]).astype(held.dtype)
+            weights = (down[:BINS, None, :] * across[None]).reshape(CROP, shape[1]).astype(held.dtype)
             cells = held[pl.ds(atlas_y, ROWS), pl.ds(pl.multiple_of(atlas_x, ALIGN), COLUMNS), :]
             return total + jnp.dot(weights, cells.reshape(shape[1], block), precision=exact,
                                    preferred_element_type=jnp.float32)
 
         return jax.lax.fori_loop(0, item.row_tiles, tile, total)
 
-    return jax.lax.fori_loop(0, item.column_tiles, strip, jnp.zeros((BINS * SLOTS, block), jnp.float32))
+    return jax.lax.fori_loop(0, item.column_tiles, strip, jnp.zeros((CROP, block), jnp.float32))
