@@ -1,7 +1,6 @@
 """The grid of anchors of the region proposal network."""
 from collections.abc import Sequence
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
@@ -32,9 +31,7 @@ def grid_anchors(shapes: Sequence[tuple[int, int]]) -> list[Float[np.ndarray, "_
 
 def cells_inside(shapes: Sequence[tuple[int, int]], padded: Int[Array, "2"]) -> Bool[Array, "A"]:
     """Whether each anchor's cell lies in the first `padded` pixels, all levels joined."""
-    rows = []
-    for (h, w), stride in zip(shapes, STRIDES):
-        y = jnp.arange(h)[:, None] * stride < padded[0]
-        x = jnp.arange(w)[None, :] * stride < padded[1]
-        rows.append(jnp.repeat((y & x).reshape(-1), len(RATIOS)))
-    return jnp.concatenate(rows)
+    cells = [np.repeat(np.indices(shape).reshape(2, -1) * stride, len(RATIOS), axis=1)
+             for shape, stride in zip(shapes, STRIDES)]
+    y, x = np.concatenate(cells, axis=1).astype(np.int32)
+    return (y < padded[0]) & (x < padded[1])

@@ -14,11 +14,10 @@ def areas(boxes: Float[Array, "N 4"]) -> Float[Array, "N"]:
 
 
 def intersections(a: Float[Array, "N 4"], b: Float[Array, "M 4"]) -> Float[Array, "N M"]:
-    """Areas of overlap."""
-    low = jnp.maximum(a[:, None, :2], b[None, :, :2])
-    high = jnp.minimum(a[:, None, 2:], b[None, :, 2:])
-    sides = jnp.maximum(high - low, 0)
-    return sides[..., 0] * sides[..., 1]
+    """Areas of overlap. Of single coordinates: an axis of two costs a TPU as much as one of 128."""
+    low, high = jnp.maximum, jnp.minimum
+    side = lambda k: jnp.maximum(high(a[:, None, k + 2], b[None, :, k + 2]) - low(a[:, None, k], b[None, :, k]), 0)
+    return side(0) * side(1)
 
 
 def pairwise_iou(a: Float[Array, "N 4"], b: Float[Array, "M 4"], floor: float = 1e-6) -> Float[Array, "N M"]:
