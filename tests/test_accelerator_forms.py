@@ -5,13 +5,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from htd_jax.models import fpn
-from htd_jax.models.rpn import surroundings
+from htd_jax.models.layers import crop_linear
+from htd_jax.models.rpn import outputs_by_cells, outputs_by_maps, surroundings
 from htd_jax.ops import edges, top_k as top_k_lib
 from htd_jax.ops.cells import surrounding_rows
 from htd_jax.ops.deform_conv import deform_conv, deform_conv_by_rows
-from htd_jax.ops.stem_conv import conv_of_pairs
+from htd_jax.ops.few_images import conv_as_product
+from htd_jax.ops.stem_conv import conv_of_blocks
 
 nms_lib = importlib.import_module("htd_jax.ops.nms")  # the name in htd_jax.ops is the operator's
 
@@ -51,11 +54,19 @@ def test_gradient_of_deformable_convolution_is_summed_in_float32():
     assert gradient[0, 5, 5, 0] == 9 * 1024 and gradient.sum() == 2 * 9 * 1024
 
 
-@pytest.mark.parametrize("height", [12, 13])
-def test_stem(height):
+@pytest.mark.parametrize("height, width", [(12, 14), (13, 14), (12, 15)])
+def test_stem(height, width):
     plain = lambda x, kernel: jax.lax.conv_general_dilated(x, kernel, (2, 2), ((3, 3), (3, 3)),
                                                            dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    check_value_and_gradients(conv_of_pairs, plain, draw(2, height, 16, 3), draw(7, 7, 3, 5, seed=1))
+    check_value_and_gradients(conv_of_blocks, plain, draw(2, height, width, 3), draw(7, 7, 3, 5, seed=1))
+
+
+@pytest.mark.parametrize("size, stride", [(1, 1), (1, 2), (3, 1), (3, 2)])
+def test_convolution_as_product(size, stride):
+    where = (stride, stride), ((size // 2, size // 2),) * 2
+    plain = lambda *inputs: jax.lax.conv_general_dilated(*inputs, *where, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    product = lambda x, kernel: conv_as_product(x, kernel, *where)
+    check_value_and_gradients(product, plain, draw(2, 7, 8, 6), draw(size, size, 6, 5, seed=1))
 
 
 def test_surroundings_of_anchors():
@@ -67,6 +78,19 @@ def test_surroundings_of_anchors():
     anchors = 3 * jnp.asarray(np.random.default_rng(0).choice(inner, (2, 60))) + jnp.arange(60)[None] % 3  # some twice
     check_value_and_gradients(lambda *pyramid: surrounding_rows(list(pyramid), anchors // 3),
                               lambda *pyramid: jax.vmap(surroundings)(list(pyramid), anchors), *pyramid)
+
+
+def test_outputs_of_rpn():
+    """Logits and deltas side by side, as maps of each output and as channels of each cell."""
+    inputs = draw(2, 5, 7, 8), draw(1, 1, 8, 15, seed=1), draw(15, seed=2)
+    joined = lambda form: lambda *inputs: jnp.concatenate([x.reshape(2, 105, -1) for x in form(*inputs)], axis=-1)
+    check_value_and_gradients(joined(outputs_by_maps), joined(outputs_by_cells), *inputs)
+
+
+def test_linear_layer_of_crops():
+    layer = nnx.Linear(7 * 7 * 4, 5, bias_init=nnx.initializers.normal(), rngs=nnx.Rngs(0))
+    plain = lambda crops: layer(crops.reshape(2, 3, -1))
+    check_value_and_gradients(lambda crops: crop_linear(layer, crops), plain, draw(2, 3, 7, 7, 4))
 
 
 def test_doubling():

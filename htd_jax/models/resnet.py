@@ -1,6 +1,6 @@
 """ResNet and ResNeXt backbones, C2..C5; a block's stride sits in its 3x3 convolution or, "caffe" style, before it."""
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from htd_jax.models.layers import KAIMING_FAN_OUT, clear_padding, conv, norm
+from htd_jax.ops.conv import conv as fast_gradient_conv
 from htd_jax.ops.deform_conv import batch_deform_conv
-from htd_jax.ops.stem_conv import conv_of_pairs
+from htd_jax.ops.few_images import conv_beside_gathers
+from htd_jax.ops.stem_conv import conv_of_blocks
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 BOTTLENECK_DEPTHS = (50, 101)
@@ -25,7 +27,8 @@ class DeformConv(nnx.Module):
     def __init__(self, inputs: int, outputs: int, *, stride: int, groups: int, dtype: DTypeLike | None,
                  rngs: nnx.Rngs) -> None:
         self.kernel = nnx.Param(KAIMING_FAN_OUT(rngs.params(), (3, 3, inputs // groups, outputs)))
-        self.offset = conv(inputs, 18, 3, stride=stride, init=nnx.initializers.zeros, dtype=dtype, rngs=rngs)
+        self.offset = conv(inputs, 18, 3, stride=stride, init=nnx.initializers.zeros, operator=conv_beside_gathers,
+                           dtype=dtype, rngs=rngs)
         self.stride, self.groups, self.dtype = stride, groups, dtype
 
     def __call__(self, x: Map) -> Map:
@@ -36,9 +39,10 @@ class DeformConv(nnx.Module):
 class Shortcut(nnx.Module):
     """The first block's shortcut: strided 1x1 convolution and norm."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, *, kind: str, dtype: DTypeLike | None,
-                 rngs: nnx.Rngs) -> None:
-        self.conv = conv(inputs, outputs, 1, stride=stride, bias=False, init=KAIMING_FAN_OUT, dtype=dtype, rngs=rngs)
+    def __init__(self, inputs: int, outputs: int, stride: int, *, kind: str, operator: Callable,
+                 dtype: DTypeLike | None, rngs: nnx.Rngs) -> None:
+        self.conv = conv(inputs, outputs, 1, stride=stride, bias=False, init=KAIMING_FAN_OUT, operator=operator,
+                         dtype=dtype, rngs=rngs)
         self.bn = norm(kind, outputs, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Map) -> Map:
@@ -57,8 +61,9 @@ class Block(nnx.Module):
                  stride_in_1x1: bool = False) -> None:
         outputs = planes * 4 if bottleneck else planes
         make = dict(dtype=dtype, rngs=rngs)
+        operator = conv_beside_gathers if deformable else fast_gradient_conv
         plain = lambda i, o, size, stride=1, groups=1: conv(
-            i, o, size, stride=stride, groups=groups, bias=False, init=KAIMING_FAN_OUT, **make)
+            i, o, size, stride=stride, groups=groups, bias=False, init=KAIMING_FAN_OUT, operator=operator, **make)
         spatial = (lambda i, o, stride: DeformConv(i, o, stride=stride, groups=groups, **make)) if deformable else (
             lambda i, o, stride: plain(i, o, 3, stride, groups))
         if bottleneck:
@@ -71,7 +76,7 @@ class Block(nnx.Module):
             self.conv1, self.conv2 = spatial(inputs, planes, stride), plain(planes, outputs, 3)
             self.bn1, self.bn2 = norm(kind, planes, **make), norm(kind, outputs, zero=True, **make)
         self.bottleneck, self.cell, self.stride, self.stride_in_1x1 = bottleneck, cell, stride, stride_in_1x1
-        self.downsample = (Shortcut(inputs, outputs, stride, kind=kind, **make)
+        self.downsample = (Shortcut(inputs, outputs, stride, kind=kind, operator=operator, **make)
                            if stride != 1 or inputs != outputs else None)
 
     def __call__(self, x: Map, padded: Padded = None) -> Map:
@@ -100,9 +105,7 @@ class Stem(nnx.Module):
     def convolved(self, images: Map) -> Map:
         """The 7x7 convolution, in the device's form."""
         plain = lambda images, _: self.conv1(images)
-        if images.shape[2] % 2:
-            return self.conv1(images)
-        return jax.lax.platform_dependent(images, self.conv1.kernel[...], tpu=conv_of_pairs, default=plain)
+        return jax.lax.platform_dependent(images, self.conv1.kernel[...], tpu=conv_of_blocks, default=plain)
 
 
 class Layer(nnx.List):

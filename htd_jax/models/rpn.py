@@ -37,9 +37,7 @@ class RPNHead(nnx.Module):
         heads = self.cls, self.reg
         kernel, bias = (jnp.concatenate([getattr(head, name)[...] for head in heads], axis=-1).astype(hidden.dtype)
                         for name in ("kernel", "bias"))
-        both = jax.lax.conv_general_dilated(hidden, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-        logits, deltas = jnp.split((both + bias[None, None, None]).astype(jnp.float32), [len(RATIOS)], axis=-1)
-        return logits.reshape(len(hidden), -1), deltas.reshape(len(hidden), -1, 4)
+        return jax.lax.platform_dependent(hidden, kernel, bias, cpu=outputs_by_cells, default=outputs_by_maps)
 
     def at(self, pyramid: Levels, anchors: Int[Array, "B N"]) -> tuple[Float[Array, "B N"], Float[Array, "B N 4"]]:
         """Float32 logits and deltas of single `anchors`, indices among those of all levels.
@@ -56,6 +54,24 @@ class RPNHead(nnx.Module):
         logits, deltas = (jnp.take_along_axis(part.reshape(shape), ratio, axis=2)[:, :, 0]
                           for part in self.outputs(hidden))
         return logits[..., 0], deltas
+
+
+def outputs_by_cells(hidden: Float[Array, "B H W C"], kernel: Float[Array, "1 1 C O"],
+                     bias: Float[Array, "O"]) -> tuple[Float[Array, "B N"], Float[Array, "B N 4"]]:
+    """Float32 logits and deltas as a convolution gives them."""
+    both = jax.lax.conv_general_dilated(hidden, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    logits, deltas = jnp.split((both + bias[None, None, None]).astype(jnp.float32), [len(RATIOS)], axis=-1)
+    return logits.reshape(len(hidden), -1), deltas.reshape(len(hidden), -1, 4)
+
+
+def outputs_by_maps(hidden: Float[Array, "B H W C"], kernel: Float[Array, "1 1 C O"],
+                    bias: Float[Array, "O"]) -> tuple[Float[Array, "B N"], Float[Array, "B N 4"]]:
+    """The same as 15 maps, then put in order: an accelerator stores 15 channels last as if they were 128."""
+    both = jnp.einsum("bhwc,co->bohw", hidden, kernel[0, 0]) + bias[None, :, None, None]
+    logits, deltas = jnp.split(both.astype(jnp.float32), [len(RATIOS)], axis=1)
+    deltas = deltas.reshape(len(hidden), len(RATIOS), 4, *hidden.shape[1:3])
+    return (logits.transpose(0, 2, 3, 1).reshape(len(hidden), -1),
+            deltas.transpose(0, 3, 4, 1, 2).reshape(len(hidden), -1, 4))
 
 
 def surroundings(pyramid: Sequence[Float[Array, "_ _ C"]], anchors: Int[Array, "N"]) -> Float[Array, "N _"]:

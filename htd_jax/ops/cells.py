@@ -33,20 +33,36 @@ def _backward(inputs, gradient):
     """Adds up in float32, by rising index: XLA sorts indices not known to be sorted, of all images at once."""
     like, cells = inputs
     batch, count = cells.shape
-    order = jnp.argsort(_tap_positions(cells, _shapes(like)).reshape(batch, -1), axis=1)
+    positions = _tap_positions(cells, _shapes(like)).reshape(batch, -1)
+    order = jnp.argsort(positions, axis=1)
     rows = gradient.reshape(batch, count * TAPS, -1)
-    rows = jnp.take_along_axis(rows, order[..., None], axis=1, mode="clip").astype(jnp.float32)
+    rows = jnp.take_along_axis(rows, order[..., None], axis=1, mode="clip")
+    sums = _sums_of_equals(rows, jnp.take_along_axis(positions, order, axis=1, mode="clip"))
     places = _places(cells, _shapes(like), order)
-    return [_summed(rows, *place, features) for features, place in zip(like, places)], None
+    return [_scattered(sums, *place, features) for features, place in zip(like, places)], None
 
 
 surrounding_rows.defvjp(_forward, _backward)
 
 
-def _summed(rows, index, here, like):
-    """`[B, H, W, C]`: the sum of the `rows [B, K, C]` that are `here` at each `index [B, K]`, which rises."""
+def _sums_of_equals(rows, positions):
+    """`rows [B, K, C]` whose first of each run of equal `positions [B, K]` has the run's sum, and the others 0.
+
+    So that maps need not be summed in float32, which would take as long as to convert them.
+    """
+    batch, count, channels = rows.shape
+    first = jnp.diff(positions, axis=1, prepend=-1) != 0
+    run = jnp.cumsum(first.ravel()) - 1
+    sums = jnp.zeros((batch * count, channels), jnp.float32)
+    sums = sums.at[run].add(rows.reshape(-1, channels).astype(jnp.float32), mode="drop", indices_are_sorted=True)
+    sums = jnp.take(sums.astype(rows.dtype), run, axis=0, mode="clip").reshape(rows.shape)
+    return jnp.where(first[..., None], sums, 0)
+
+
+def _scattered(rows, index, here, like):
+    """`[B, H, W, C]`: the `rows [B, K, C]` that are `here`, added where `index [B, K]`, which rises, has them."""
     batch, (_, *shape) = len(rows), like.shape
-    flat = jnp.zeros((batch * shape[0] * shape[1], shape[2]), jnp.float32)
+    flat = jnp.zeros((batch * shape[0] * shape[1], shape[2]), rows.dtype)
     rows = jnp.where(here[..., None], rows, 0).reshape(-1, shape[2])
     flat = flat.at[index.ravel()].add(rows, mode="drop", indices_are_sorted=True)
     return flat.reshape(batch, *shape).astype(like.dtype)
