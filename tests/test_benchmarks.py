@@ -10,7 +10,7 @@ import pytest
 import stand_in
 import tiny
 
-from benchmarks import arithmetic, inputs, layers, models, operators, parts, scaling, start, steps, table, timing
+from benchmarks import arithmetic, gpu, inputs, layers, models, operators, parts, scaling, start, steps, table, timing
 from htd_jax.models import functional
 from htd_jax.ops.roi_align import roi_align
 
@@ -138,3 +138,21 @@ def test_start_times_two_starts_that_share_a_cache(tmp_path, monkeypatch):
     assert 0 < second < first - 0.3 < 30
     with pytest.raises(subprocess.CalledProcessError, match="3"):
         start.starts(["--fail"])
+
+
+def test_gpu_prints_each_figure_and_begins_nothing_late(monkeypatch, capsys):
+    times = timing.Times(2.0, 2.0, 2.0)
+    monkeypatch.setattr(steps, "in_process", lambda case: table.Row(case.name, times, case.batch))
+    monkeypatch.setattr(timing, "peak_flops", lambda dtype: 1e12)
+    late = iter([0.0, 1.0, 2.0, gpu.LAST_START + 1.0, gpu.LAST_START + 1.0])
+    monkeypatch.setattr(gpu.time, "perf_counter", lambda: next(late))
+    monkeypatch.setattr(gpu, "agreement", lambda: "- forms agree")
+    with pytest.raises(SystemExit, match="0"):
+        gpu.main(gpu.CASES[:2])
+    printed = capsys.readouterr().out
+    assert "forms agree" in printed and "8.0 images/s (2 s so far)" in printed
+    assert "detect htd_r50: left out after 301 s" in printed
+
+
+def test_gpu_says_whether_forms_agree():
+    assert gpu.agreement().startswith("- forms of RoIAlign agree")

@@ -84,6 +84,9 @@ def test_forms_that_differ_or_do_not_run_fail_with_the_remedy(monkeypatch):
     monkeypatch.setattr(forms, "compare", lambda: wrong)
     (state, _, remark), = doctor.forms()
     assert state == "fail" and "model.roi_align=products" in remark
+    monkeypatch.setattr(forms, "compare", lambda: wrong._replace(difference=0.0, fits=False))
+    (state, _, remark), = doctor.forms()
+    assert state == "warn" and "too small for its kernels" in remark
     monkeypatch.setattr(forms, "compare", lambda: 1 / 0)
     (state, _, remark), = doctor.forms()
     assert state == "fail" and "ZeroDivisionError" in remark and "model.roi_align=products" in remark
