@@ -20,10 +20,13 @@ BOUND = 1e-4  # max error / rms
 TIE = {"hard": 1e-5, "soft": 4e-4}  # scores; the original's rounded IoU moves soft-NMS's by as much
 
 
-def figures(name, ba_rois=1000):
-    """All figures of `infer_*.npz` for the configuration `name`; `ba_rois`: how many RoIs to follow through BA."""
+def figures(name, ba_rois=1000, form="auto"):
+    """All figures of `infer_*.npz` for the configuration `name`; `ba_rois`: how many RoIs to follow through BA.
+
+    `form`: of RoIAlign.
+    """
     archive = Archive(reference.find(f"infer_{name.removeprefix('htd_')}.npz"))
-    maps, proposals, rois, found = compute(name, archive, ba_rois)
+    maps, proposals, rois, found = compute(name, archive, ba_rois, form)
     rows = [Figure(key, archive.error(key, array), BOUND) for key, array in (maps | rois).items()]
     rows.append(Figure("proposals within .01 pixel", same_rows(proposals[0], archive["proposals"][:, :4]), 0.99, True))
     rows.append(Figure("proposal scores", float(np.abs(proposals[1] - archive["proposals"][:, 4]).max()), BOUND))
@@ -35,9 +38,9 @@ def figures(name, ba_rois=1000):
                    Figure("detections in order", in_order(ours, golden, tie), 1, True)]
 
 
-def compute(name, archive, ba_rois):
+def compute(name, archive, ba_rois, form):
     """Ours, in PyTorch's layouts: maps, own proposals (boxes, scores), what the golden ones lead to, detections."""
-    config, graphdef = reference.config(name), nnx.graphdef(reference.abstract(name))
+    config, graphdef = reference.config(name, form), nnx.graphdef(reference.abstract(name, form))
     sizes, padded = [tuple(archive["image_hw"])], tuple(archive["pad_hw"])
     batch = dict(image=reference.images(sizes, padded, int(archive["image_seed"])), size=np.int32(sizes),
                  padded=np.int32([padded]), scale=np.ones((1, 2), np.float32))
@@ -80,13 +83,13 @@ def front(model, batch, config):
 
 def heads(model, pyramid, context, rois, size, ba_rois):
     """Both stages, inside and out, from `rois [N, 4]`."""
-    crops = crop_own_level(pyramid, rois)
+    crops = crop_own_level(pyramid, rois, model.roi_align)
     logits0, deltas = model.stage0(crops[None], context)
     refined = decode(rois, deltas[0], stage0.STDS, size)
     out = {"s0.roi_feats": channels_first(crops), "s0.cls_score": logits0[0], "s0.bbox_pred": deltas[0],
            "s0.roi_feats_fused": channels_first(crops + context[:, None, None]),
            "refined_rois": jnp.pad(refined, ((0, 0), (1, 0)))}
-    crops = crop_own_level(pyramid, refined)
+    crops = crop_own_level(pyramid, refined, model.roi_align)
     logits1 = model.pgraph(crops[None], context, refined[None], jnp.ones((1, len(rois)), bool), model.stage0.fc_cls)
     out |= {"s1.roi_feats": channels_first(crops), "s1.cls_score": logits1[0],
             "mean_cls_score": (logits0 + logits1)[0] / 2}
@@ -113,8 +116,8 @@ def split_by_level(rois, refined):
 
 def regression(model, pyramid, context, rois, count):
     """BA, inside and out, of `rois [n, 4]`; its convolutions, which are expensive, of the first `count`."""
-    own = crop_own_level(pyramid, rois)
-    crops = crop_all_levels(pyramid, rois, own)
+    own = crop_own_level(pyramid, rois, model.roi_align)
+    crops = crop_all_levels(pyramid, rois, own, model.roi_align)
     merged = model.ba.aggregate(crops)
     inputs = merged + own + context[:, None, None]
     x = inputs[:count]

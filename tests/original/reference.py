@@ -36,17 +36,20 @@ def find(name):
     return next((path for path in found if path.is_file()), None)
 
 
-def config(name):
-    """The configuration `configs/<name>.py` as the figures were computed: 80 classes, `sampling = first`."""
+def config(name, form="auto"):
+    """The configuration `configs/<name>.py` as the figures were computed: 80 classes, `sampling = first`.
+
+    `form`: of RoIAlign.
+    """
     settings = importlib.import_module(f"configs.{name}").get_config()
     settings.model.num_classes = NUM_CLASSES
-    settings.sampling = "first"
+    settings.sampling, settings.model.roi_align = "first", form
     return settings
 
 
-def abstract(name):
+def abstract(name, form="auto"):
     """The model of a configuration, with shapes in place of arrays."""
-    return nnx.eval_shape(lambda: build(config(name).model, nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: build(config(name, form).model, nnx.Rngs(0)))
 
 
 @functools.lru_cache(maxsize=1)

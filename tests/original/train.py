@@ -54,10 +54,10 @@ def figures(name):
 
 
 @functools.lru_cache(maxsize=1)
-def run(name):
-    """Our losses and gradients for the batch of `train_*.npz` of the configuration `name`."""
+def run(name, form="auto"):
+    """Our losses and gradients for the batch of `train_*.npz` of the configuration `name`; `form`: of RoIAlign."""
     archive = Archive(reference.find(f"train_{name.removeprefix('htd_')}.npz"))
-    config = reference.config(name)
+    config = reference.config(name, form)
     batch = reference.training_batch([tuple(size) for size in archive["image_hws"]], int(archive["batch_seed"]))
     params, frozen = split(name, reference.state(name))
     loss = observe(functional.functions(config).loss)
