@@ -11,7 +11,7 @@ from htd_jax.models.rpn import STDS
 from htd_jax.ops.anchors import cells_inside, grid_anchors
 from htd_jax.ops.boxes import decode
 from htd_jax.ops.nms import nms
-from htd_jax.ops.top_k import top_k
+from htd_jax.ops.top_k import best, top_k
 
 NMS_IOU = 0.7
 
@@ -78,10 +78,13 @@ def merge(views: Sequence[Proposals], count: int) -> tuple[Float[Array, "B N 4"]
 
 
 def _best_of_level(logits, deltas, anchors, size, nms_pre, slots):
-    """Boxes `[slots, 4]` and scores `[slots]` of the `nms_pre` best anchors of a level; -inf in unused slots."""
+    """Boxes `[slots, 4]` and scores `[slots]` of the `nms_pre` best anchors of a level, in any order.
+
+    Scores of unused slots are -inf.
+    """
     logits, deltas = jax.lax.stop_gradient((logits, deltas))
     scores = jnp.where(logits > -jnp.inf, jax.nn.sigmoid(logits), -jnp.inf)
-    scores, index = top_k(scores, min(nms_pre, len(logits)))
+    scores, index = best(scores, min(nms_pre, len(logits)))  # NMS sorts them
     boxes = decode(jnp.asarray(anchors)[index], deltas[index], STDS, size)
     pad = slots - len(scores)
     return jnp.pad(boxes, ((0, pad), (0, 0))), jnp.pad(scores, (0, pad), constant_values=-jnp.inf)

@@ -20,11 +20,26 @@ def top_k(x: Float[Array, "N"], k: int) -> tuple[Float[Array, "k"], Int[Array, "
     return jax.lax.platform_dependent(x, cpu=lambda x: tuple(jax.lax.top_k(x, k)), default=lambda x: by_counting(x, k))
 
 
+def best(x: Float[Array, "N"], k: int) -> tuple[Float[Array, "k"], Int[Array, "k"]]:
+    """What `top_k` gives, in any order that has the first of equals first: for what is sorted later on."""
+    if k == len(x):
+        return x, jnp.arange(k, dtype=jnp.int32)
+    if len(x) <= FEW:
+        return tuple(jax.lax.top_k(x, k))
+    return jax.lax.platform_dependent(x, cpu=lambda x: tuple(jax.lax.top_k(x, k)), default=lambda x: in_place(x, k))
+
+
 def by_counting(x: Float[Array, "N"], k: int) -> tuple[Float[Array, "k"], Int[Array, "k"]]:
     """`top_k`, for accelerators."""
-    index = places(among_best(x, k), k)
-    values, order = jax.lax.top_k(x[index], k)
+    found, index = in_place(x, k)
+    values, order = jax.lax.top_k(found, k)
     return values, index[order]
+
+
+def in_place(x: Float[Array, "N"], k: int) -> tuple[Float[Array, "k"], Int[Array, "k"]]:
+    """`best` in the order of `x`, for accelerators."""
+    index = places(among_best(x, k), k)
+    return x[index], index
 
 
 def among_best(x: Float[Array, "N"], number: int | Int[Array, ""]) -> Bool[Array, "N"]:
