@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from htd_jax.models import fpn
-from htd_jax.models.layers import crop_linear
+from htd_jax.models.layers import crop_linear, scaled
 from htd_jax.models.rpn import outputs_by_cells, outputs_by_maps, surroundings
 from htd_jax.ops import edges, top_k as top_k_lib
 from htd_jax.ops.cells import surrounding_rows
@@ -128,6 +128,14 @@ def test_top_k(kind, count, k):
     np.testing.assert_array_equal(index, at)
 
 
+@pytest.mark.parametrize("kind", ["all", "ties", "few", "zeros"])
+def test_best_in_place_are_those_of_top_k(kind):
+    x = jnp.asarray(numbers(kind, 5000))
+    values, index = top_k_lib.in_place(x, 300)
+    np.testing.assert_array_equal(index, np.sort(jax.lax.top_k(x, 300)[1]))
+    np.testing.assert_array_equal(values, x[index])
+
+
 @pytest.mark.parametrize("kind", ["all", "ties", "few", "none"])
 @pytest.mark.parametrize("kept", [20, 500])
 def test_nms_in_parts(kind, kept, monkeypatch):
@@ -138,3 +146,12 @@ def test_nms_in_parts(kind, kept, monkeypatch):
     (index, used), (expected, expected_used) = nms_lib._in_parts(*of), nms_lib._at_once(*of)
     np.testing.assert_array_equal(used, expected_used)
     np.testing.assert_array_equal(jnp.where(used, index, 0), jnp.where(used, expected, 0))
+
+
+def test_gradients_of_norms_are_summed_in_float32():
+    """Of 4096 ones: a bfloat16 sum would stop growing at 256."""
+    x = jnp.ones((1, 64, 64, 3), jnp.bfloat16)
+    factor, offset = jax.grad(lambda *a: scaled(x, *a).astype(jnp.float32).sum(), (0, 1))(jnp.ones(3), jnp.zeros(3))
+    assert (factor == 4096).all() and (offset == 4096).all()
+    check_value_and_gradients(scaled, lambda x, a, b: x * a[None, None, None] + b[None, None, None],
+                              draw(2, 4, 5, 3), draw(3), draw(3, seed=1))
