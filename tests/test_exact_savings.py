@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from original.train import by_anchors
 
 from htd_jax.models.ba import BA
 from htd_jax.models.losses import POSITIVES_AT_ONCE, regress_positives
@@ -51,7 +52,8 @@ def test_the_head_at_sampled_anchors_is_the_head_there(size):
     chosen = chosen.at[:, -3:].set(inside[-3:])  # of the highest level that has any
 
     def whole(head, maps, chosen):
-        logits, deltas = (jnp.concatenate(levels, axis=1) for levels in head(maps))
+        logits, deltas = head(maps)
+        logits, deltas = (jnp.concatenate(levels, axis=1) for levels in (logits, list(map(by_anchors, deltas))))
         return jnp.take_along_axis(logits, chosen, axis=1), jnp.take_along_axis(deltas, chosen[..., None], axis=1)
 
     check_close(gradients(lambda *a: RPNHead.at(*a), head, maps, chosen), gradients(whole, head, maps, chosen))

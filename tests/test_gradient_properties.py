@@ -46,7 +46,7 @@ def total(arrays):
 
 def test_into_proposals():
     size, levels = jnp.array([64, 64]), [draw(h * w * 3, seed=k) for k, (h, w) in enumerate(SHAPES)]
-    deltas = [draw(len(level), 4) for level in levels]
+    deltas = [draw(3, 4, *shape) for shape in SHAPES]
     found = lambda logits, deltas: propose(logits, deltas, SHAPES, size, 20, 10)[:2]
     assert is_zero(jax.grad(lambda *given: total(found(*given)), argnums=(0, 1))(levels, deltas))
 

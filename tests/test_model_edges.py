@@ -173,7 +173,7 @@ def test_anchors_beyond_the_originals_padding_never_win():
     shapes = [(16, 24), (8, 12), (4, 6), (2, 3), (1, 2)]
     rng = np.random.default_rng(0)
     logits = [rng.normal(size=(1, 3 * h * w)).astype(np.float32) for h, w in shapes]
-    deltas = [0.1 * rng.normal(size=(1, 3 * h * w, 4)).astype(np.float32) for h, w in shapes]
+    deltas = [0.1 * rng.normal(size=(1, 3, 4, h, w)).astype(np.float32) for h, w in shapes]
     beyond = [np.repeat((np.arange(h) >= -(-32 // s))[:, None] | (np.arange(w) >= -(-64 // s))[None], 3)
               for (h, w), s in zip(shapes, (4, 8, 16, 32, 64))]
     loud = [np.where(mask, 100, level) for mask, level in zip(beyond, logits)]

@@ -26,7 +26,7 @@ class Proposals(NamedTuple):
     valid: Bool[Array, "*B N"]
 
 
-def batch_proposals(logits: Sequence[Float[Array, "B _"]], deltas: Sequence[Float[Array, "B _ 4"]], shapes: Shapes,
+def batch_proposals(logits: Sequence[Float[Array, "B _"]], deltas: Sequence[Float[Array, "B 3 4 _ _"]], shapes: Shapes,
                     size: Int[Array, "B 2"], padded: Int[Array, "B 2"], limits: ConfigDict) -> Proposals:
     """`propose` for every image. Anchors whose cell lies beyond `padded` do not take part.
 
@@ -49,7 +49,7 @@ def _ends(levels):
     return ends
 
 
-def propose(logits: Sequence[Float[Array, "_"]], deltas: Sequence[Float[Array, "_ 4"]], shapes: Shapes,
+def propose(logits: Sequence[Float[Array, "_"]], deltas: Sequence[Float[Array, "3 4 _ _"]], shapes: Shapes,
             size: Int[Array, "2"], nms_pre: int, count: int) -> Proposals:
     """Proposals of one image in `count` slots, clipped to `size`.
 
@@ -85,6 +85,13 @@ def _best_of_level(logits, deltas, anchors, size, nms_pre, slots):
     logits, deltas = jax.lax.stop_gradient((logits, deltas))
     scores = jnp.where(logits > -jnp.inf, jax.nn.sigmoid(logits), -jnp.inf)
     scores, index = best(scores, min(nms_pre, len(logits)))  # NMS sorts them
-    boxes = decode(jnp.asarray(anchors)[index], deltas[index], STDS, size)
+    boxes = decode(jnp.asarray(anchors)[index], _of_anchors(deltas, index), STDS, size)
     pad = slots - len(scores)
     return jnp.pad(boxes, ((0, pad), (0, 0))), jnp.pad(scores, (0, pad), constant_values=-jnp.inf)
+
+
+def _of_anchors(deltas, index):
+    """Deltas `[N, 4]` of the anchors `index [N]` of a level, from its maps."""
+    ratios, _, _, width = deltas.shape
+    cell = index // ratios
+    return deltas[index % ratios, :, cell // width, cell % width]

@@ -26,13 +26,16 @@ class RPNHead(nnx.Module):
         self.reg = conv(channels, 4 * len(RATIOS), 1, **make)
 
     def __call__(self, pyramid: Levels, padded: Int[Array, "B 2"] | None = None
-                 ) -> tuple[list[Float[Array, "B _"]], list[Float[Array, "B _ 4"]]]:
-        """Float32 logits and deltas of each level's anchors, in the order y, x, ratio."""
+                 ) -> tuple[list[Float[Array, "B _"]], list[Float[Array, "B 3 4 _ _"]]]:
+        """Float32 logits of each level's anchors, in the order y, x, ratio; deltas of each ratio as maps.
+
+        Few of the deltas are ever read, and to put them in the anchors' order takes long.
+        """
         hidden = [jax.nn.relu(self.conv(clear_padding(features, padded, stride)))
                   for features, stride in zip(pyramid, STRIDES)]
         return tuple(map(list, zip(*map(self.outputs, hidden))))
 
-    def outputs(self, hidden: Float[Array, "B H W C"]) -> tuple[Float[Array, "B N"], Float[Array, "B N 4"]]:
+    def outputs(self, hidden: Float[Array, "B H W C"]) -> tuple[Float[Array, "B N"], Float[Array, "B 3 4 H W"]]:
         """Logits and deltas of `hidden`: two 1x1 convolutions as one, which reads it once."""
         heads = self.cls, self.reg
         kernel, bias = (jnp.concatenate([getattr(head, name)[...] for head in heads], axis=-1).astype(hidden.dtype)
@@ -50,28 +53,31 @@ class RPNHead(nnx.Module):
         kernel, bias = self.conv.kernel[...].astype(seen.dtype), self.conv.bias[...].astype(seen.dtype)
         hidden = seen @ kernel.reshape(-1, kernel.shape[-1]) + bias[None, None]
         hidden = jax.nn.relu(hidden)[:, None]  # an image of one row
-        shape, ratio = (*anchors.shape, len(RATIOS), -1), (anchors % len(RATIOS))[..., None, None]
-        logits, deltas = (jnp.take_along_axis(part.reshape(shape), ratio, axis=2)[:, :, 0]
-                          for part in self.outputs(hidden))
-        return logits[..., 0], deltas
+        logits, deltas = self.outputs(hidden)
+        ratio = anchors % len(RATIOS)
+        logits = jnp.take_along_axis(logits.reshape(*anchors.shape, -1), ratio[..., None], axis=2)[..., 0]
+        deltas = jnp.take_along_axis(deltas[:, :, :, 0], ratio[:, None, None], axis=1)[:, 0]
+        return logits, deltas.swapaxes(1, 2)
 
 
 def outputs_by_cells(hidden: Float[Array, "B H W C"], kernel: Float[Array, "1 1 C O"],
-                     bias: Float[Array, "O"]) -> tuple[Float[Array, "B N"], Float[Array, "B N 4"]]:
-    """Float32 logits and deltas as a convolution gives them."""
+                     bias: Float[Array, "O"]) -> tuple[Float[Array, "B N"], Float[Array, "B 3 4 H W"]]:
+    """Float32 logits and deltas by a convolution."""
     both = jax.lax.conv_general_dilated(hidden, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
     logits, deltas = jnp.split((both + bias[None, None, None]).astype(jnp.float32), [len(RATIOS)], axis=-1)
-    return logits.reshape(len(hidden), -1), deltas.reshape(len(hidden), -1, 4)
+    return logits.reshape(len(hidden), -1), _by_ratio(jnp.moveaxis(deltas, -1, 1))
 
 
 def outputs_by_maps(hidden: Float[Array, "B H W C"], kernel: Float[Array, "1 1 C O"],
-                    bias: Float[Array, "O"]) -> tuple[Float[Array, "B N"], Float[Array, "B N 4"]]:
-    """The same as 15 maps, then put in order: an accelerator stores 15 channels last as if they were 128."""
+                    bias: Float[Array, "O"]) -> tuple[Float[Array, "B N"], Float[Array, "B 3 4 H W"]]:
+    """The same as 15 maps from the start: an accelerator stores 15 channels last as if they were 128."""
     both = jnp.einsum("bhwc,co->bohw", hidden, kernel[0, 0]) + bias[None, :, None, None]
     logits, deltas = jnp.split(both.astype(jnp.float32), [len(RATIOS)], axis=1)
-    deltas = deltas.reshape(len(hidden), len(RATIOS), 4, *hidden.shape[1:3])
-    return (logits.transpose(0, 2, 3, 1).reshape(len(hidden), -1),
-            deltas.transpose(0, 3, 4, 1, 2).reshape(len(hidden), -1, 4))
+    return jnp.moveaxis(logits, 1, -1).reshape(len(hidden), -1), _by_ratio(deltas)
+
+
+def _by_ratio(maps):
+    return maps.reshape(len(maps), len(RATIOS), 4, *maps.shape[2:])
 
 
 def surroundings(pyramid: Sequence[Float[Array, "_ _ C"]], anchors: Int[Array, "N"]) -> Float[Array, "N _"]:

@@ -75,7 +75,7 @@ def front(model, batch, config):
         shape = 1, *level.shape[1:3], -1
         maps[f"P{k + 2}"] = channels_first(level)
         maps[f"rpn_cls{k + 2}"] = channels_first(logits[k].reshape(shape))
-        maps[f"rpn_reg{k + 2}"] = channels_first(deltas[k].reshape(shape))
+        maps[f"rpn_reg{k + 2}"] = deltas[k].reshape(1, -1, *shape[1:3])
     maps |= {"mc_pred": scene, "global_feat": context[:, :, None, None]}
     proposals = batch_proposals(logits, deltas, shapes_of(pyramid), batch["size"], batch["padded"], config.test)
     return maps, [level[0] for level in pyramid[:4]], context, proposals

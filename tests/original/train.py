@@ -121,6 +121,11 @@ def all_anchors(run):
     return np.concatenate(grid_anchors([tuple(map(int, shape)) for shape in run.seen["rpn"][2]]))
 
 
+def by_anchors(maps):
+    """Deltas `[B, N, 4]` in the anchors' order, from a level's `[B, 3, 4, H, W]`."""
+    return maps.transpose(0, 3, 4, 1, 2).reshape(len(maps), -1, 4)
+
+
 def loss_errors(run):
     """{name: relative error} of every loss; accuracies, percent, absolutely."""
     golden = {"total": run.logs["loss"], **run.logs} | rpn_losses_by_level(run)
@@ -133,7 +138,7 @@ def rpn_losses_by_level(run):
     logits, deltas, _ = run.seen["rpn"]
     chosen, targets = run.anchors
     levels = np.repeat(np.arange(5), [level.shape[1] for level in logits])[chosen.index]
-    logits, deltas = np.concatenate(logits, 1), np.concatenate(deltas, 1)
+    logits, deltas = np.concatenate(logits, 1), np.concatenate(list(map(by_anchors, deltas)), 1)
     rows = np.arange(len(logits))[:, None]
     cross_entropy = optax.sigmoid_binary_cross_entropy(logits[rows, chosen.index], chosen.positive)
     distance = smooth_l1(jnp.asarray(deltas[rows, chosen.index] - targets), rpn_loss.BETA).sum(-1)
