@@ -23,7 +23,7 @@ class Schedule(NamedTuple):
     cell: float
 
 
-SCHEDULES = {"roi_align_tiles": Schedule(60, 66, 123, 0), "roi_align_tiles_backward": Schedule(45, 81, 195, 0.25)}
+SCHEDULES = {"roi_align_tiles": Schedule(64, 73, 150, 0), "roi_align_tiles_backward": Schedule(62, 86, 191, 0.25)}
 
 
 def kernel_seconds(operation: Operation, types: dict[str, str], chip: Chip) -> float:
