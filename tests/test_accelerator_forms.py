@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from htd_jax.models import fpn
-from htd_jax.models.layers import crop_linear, scaled
+from htd_jax.models.layers import crop_linear_by_bins, scaled
 from htd_jax.models.rpn import outputs_by_cells, outputs_by_maps, surroundings
 from htd_jax.ops import edges, top_k as top_k_lib
 from htd_jax.ops.cells import surrounding_rows
@@ -89,7 +89,7 @@ def test_outputs_of_rpn():
 def test_linear_layer_of_crops():
     layer = nnx.Linear(7 * 7 * 4, 5, bias_init=nnx.initializers.normal(), rngs=nnx.Rngs(0))
     plain = lambda crops: layer(crops.reshape(2, 3, -1))
-    check_value_and_gradients(lambda crops: crop_linear(layer, crops), plain, draw(2, 3, 7, 7, 4))
+    check_value_and_gradients(lambda crops: crop_linear_by_bins(layer, crops), plain, draw(2, 3, 7, 7, 4))
 
 
 def test_doubling():

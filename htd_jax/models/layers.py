@@ -47,13 +47,15 @@ def linear(inputs: int, outputs: int, *, rngs: nnx.Rngs, dtype: DTypeLike | None
 
 
 def crop_linear(layer: nnx.Linear, crops: Float[Array, "B N 7 7 C"]) -> Float[Array, "B N O"]:
-    """`layer` on crops as vectors, in the order y, x, channel.
+    """`layer` on crops as vectors, in the order y, x, channel."""
+    flat = lambda crops: layer(crops.reshape(*crops.shape[:2], -1))
+    return jax.lax.platform_dependent(crops, tpu=lambda crops: crop_linear_by_bins(layer, crops), default=flat)
 
-    As a product over three axes: to make one of them, a TPU would move all crops.
-    """
-    shape = *crops.shape[2:], -1
+
+def crop_linear_by_bins(layer: nnx.Linear, crops: Float[Array, "B N 7 7 C"]) -> Float[Array, "B N O"]:
+    """As a product over three axes: to make one of them, a TPU would move all crops."""
     kernel, bias = (value[...].astype(layer.dtype or crops.dtype) for value in (layer.kernel, layer.bias))
-    return jnp.einsum("bnpqc,pqco->bno", crops, kernel.reshape(shape)) + bias[None, None]
+    return jnp.einsum("bnpqc,pqco->bno", crops, kernel.reshape(*crops.shape[2:], -1)) + bias[None, None]
 
 
 def clear_padding(x: Float[Array, "B H W C"], padded: Int[Array, "B 2"] | None, stride: int) -> Float[Array, "B H W C"]:
