@@ -30,14 +30,26 @@ class Statistic(nnx.Variable):
     """A running mean or variance: loaded from checkpoints, never trained."""
 
 
+class Conv(nnx.Conv):
+    """`nnx.Conv` that adds its bias in float32, so that the bias's gradient is summed in float32; see `scaled`."""
+
+    def __call__(self, x: Float[Array, "B _ _ I"]) -> Float[Array, "B _ _ O"]:
+        return super().__call__(x).astype(self.dtype or x.dtype)
+
+
+def _promoted_but_bias(arrays, *, dtype):
+    x, kernel, bias = arrays
+    return *nnx.nn.dtypes.promote_dtype((x, kernel), dtype=dtype), bias
+
+
 def conv(inputs: int, outputs: int, size: int, *, rngs: nnx.Rngs, dtype: DTypeLike | None, stride: int = 1,
          groups: int = 1, bias: bool = True, init: Initializer = XAVIER,
-         bias_init: Initializer = nnx.initializers.zeros, operator: Callable = fast_gradient_conv) -> nnx.Conv:
-    """`nnx.Conv` with (size - 1) / 2 zeros on *each* side, where `SAME` pads strided ones on one side only."""
+         bias_init: Initializer = nnx.initializers.zeros, operator: Callable = fast_gradient_conv) -> Conv:
+    """`Conv` with (size - 1) / 2 zeros on *each* side, where `SAME` pads strided ones on one side only."""
     pad = (size - 1) // 2
-    return nnx.Conv(inputs, outputs, (size, size), strides=stride, padding=((pad, pad), (pad, pad)), use_bias=bias,
+    return Conv(inputs, outputs, (size, size), strides=stride, padding=((pad, pad), (pad, pad)), use_bias=bias,
                     feature_group_count=groups, kernel_init=init, bias_init=bias_init, dtype=dtype,
-                    conv_general_dilated=operator, rngs=rngs)
+                    conv_general_dilated=operator, promote_dtype=_promoted_but_bias, rngs=rngs)
 
 
 def linear(inputs: int, outputs: int, *, rngs: nnx.Rngs, dtype: DTypeLike | None,

@@ -119,7 +119,7 @@ def _suppresses(boxes, groups, better, worse, iou_threshold):
 
 def _resolve(suppresses, alive):
     """Greedy survivors `[N]` of a block sorted by score, given who `suppresses [N, N]` whom and who is `alive [N]`."""
-    earlier = jnp.triu(suppresses, k=1)
+    earlier = jax.lax.optimization_barrier(jnp.triu(suppresses, k=1))  # or XLA computes it in every round
 
     def step(state):
         keep, _ = state
