@@ -1,4 +1,5 @@
 """What accelerators compute in a form of their own is what the plain statement gives, gradients included."""
+import functools
 import importlib
 
 import jax
@@ -8,7 +9,8 @@ import pytest
 from flax import nnx
 
 from htd_jax.models import fpn
-from htd_jax.models.layers import crop_linear_by_bins, scaled
+from htd_jax.models.layers import FrozenBatchNorm, conv, conv_norm, crop_linear_by_bins, shifted
+from htd_jax.models.resnet import DeformConv
 from htd_jax.models.rpn import outputs_by_cells, outputs_by_maps, surroundings
 from htd_jax.ops import edges, top_k as top_k_lib
 from htd_jax.ops.cells import surrounding_rows
@@ -147,10 +149,28 @@ def test_nms_in_parts(kind, kept, monkeypatch):
     np.testing.assert_array_equal(jnp.where(used, index, 0), jnp.where(used, expected, 0))
 
 
-def test_gradients_of_norms_are_summed_in_float32():
+def test_gradient_of_an_offset_is_summed_in_float32():
     """Of 4096 ones: a bfloat16 sum would stop growing at 256."""
     x = jnp.ones((1, 64, 64, 3), jnp.bfloat16)
-    factor, offset = jax.grad(lambda *a: scaled(x, *a).astype(jnp.float32).sum(), (0, 1))(jnp.ones(3), jnp.zeros(3))
-    assert (factor == 4096).all() and (offset == 4096).all()
-    check_value_and_gradients(scaled, lambda x, a, b: x * a[None, None, None] + b[None, None, None],
-                              draw(2, 4, 5, 3), draw(3), draw(3, seed=1))
+    gradient = jax.grad(lambda offset: shifted(x, offset).astype(jnp.float32).sum())(jnp.zeros(3))
+    assert (gradient == 4096).all()
+
+
+@pytest.mark.parametrize("deformable", [False, True])
+def test_frozen_batch_norm_in_the_kernel(deformable):
+    """Is that of the map, gradients included."""
+    def run(form, x, kernel, scale, bias):
+        make = dict(stride=2, groups=1, dtype=None, rngs=nnx.Rngs(0))
+        convolve = DeformConv(6, 5, **make) if deformable else conv(6, 5, 3, bias=False, **make)
+        norm = FrozenBatchNorm(5, rngs=nnx.Rngs(0))
+        norm.mean[...], norm.var[...] = draw(5, seed=1), jnp.abs(draw(5, seed=2)) + 0.5
+        convolve.kernel[...], norm.scale[...], norm.bias[...] = kernel, scale, bias
+        return form(convolve, norm, x)
+
+    def of_map(convolve, norm, x):
+        spread = lambda vector: vector[...][None, None, None]
+        return (convolve(x) - spread(norm.mean)) / jnp.sqrt(spread(norm.var) + 1e-5) * spread(norm.scale) + spread(
+            norm.bias)
+
+    inputs = draw(2, 8, 10, 6), draw(3, 3, 6, 5, seed=3), draw(5, seed=4), draw(5, seed=5)
+    check_value_and_gradients(*(functools.partial(run, form) for form in (conv_norm, of_map)), *inputs)

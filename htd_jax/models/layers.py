@@ -31,15 +31,28 @@ class Statistic(nnx.Variable):
 
 
 class Conv(nnx.Conv):
-    """`nnx.Conv` that adds its bias in float32, so that the bias's gradient is summed in float32; see `scaled`."""
+    """`nnx.Conv` whose outputs can be multiplied by a factor each, in the kernel; its bias is added by `shifted`."""
 
-    def __call__(self, x: Float[Array, "B _ _ I"]) -> Float[Array, "B _ _ O"]:
-        return super().__call__(x).astype(self.dtype or x.dtype)
+    def __call__(self, x: Float[Array, "B _ _ I"], factor: Float[Array, "O"] | None = None) -> Float[Array, "B _ _ O"]:
+        x = x.astype(self.dtype or x.dtype)
+        kernel = multiplied(self.kernel[...], factor).astype(x.dtype)
+        x = self.conv_general_dilated(
+            x, kernel, self.strides, self.padding, feature_group_count=self.feature_group_count,
+            lhs_dilation=(1, 1), rhs_dilation=(1, 1), dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return x if self.bias is None else shifted(x, self.bias[...])
 
 
-def _promoted_but_bias(arrays, *, dtype):
-    x, kernel, bias = arrays
-    return *nnx.nn.dtypes.promote_dtype((x, kernel), dtype=dtype), bias
+def multiplied(kernel: Float[Array, "kh kw _ O"], factor: Float[Array, "O"] | None) -> Float[Array, "kh kw _ O"]:
+    """A kernel whose outputs are multiplied by `factor`, if there is one."""
+    return kernel if factor is None else kernel * factor[None, None, None]
+
+
+def shifted(x: Float[Array, "B H W C"], offset: Float[Array, "C"]) -> Float[Array, "B H W C"]:
+    """`x + offset` in the dtype of `x`, but added in float32: so the gradient of a float32 `offset` is summed as such.
+
+    Sums in bfloat16 lose small terms, and take a TPU twice as long.
+    """
+    return (x + offset[None, None, None]).astype(x.dtype)
 
 
 def conv(inputs: int, outputs: int, size: int, *, rngs: nnx.Rngs, dtype: DTypeLike | None, stride: int = 1,
@@ -47,9 +60,9 @@ def conv(inputs: int, outputs: int, size: int, *, rngs: nnx.Rngs, dtype: DTypeLi
          bias_init: Initializer = nnx.initializers.zeros, operator: Callable = fast_gradient_conv) -> Conv:
     """`Conv` with (size - 1) / 2 zeros on *each* side, where `SAME` pads strided ones on one side only."""
     pad = (size - 1) // 2
-    return Conv(inputs, outputs, (size, size), strides=stride, padding=((pad, pad), (pad, pad)), use_bias=bias,
-                    feature_group_count=groups, kernel_init=init, bias_init=bias_init, dtype=dtype,
-                    conv_general_dilated=operator, promote_dtype=_promoted_but_bias, rngs=rngs)
+    return Conv(inputs, outputs, (size, size), strides=(stride, stride), padding=((pad, pad), (pad, pad)),
+                use_bias=bias, feature_group_count=groups, kernel_init=init, bias_init=bias_init, dtype=dtype,
+                conv_general_dilated=operator, rngs=rngs)
 
 
 def linear(inputs: int, outputs: int, *, rngs: nnx.Rngs, dtype: DTypeLike | None,
@@ -88,46 +101,34 @@ def inside(shape: tuple[int, int], size: Int[Array, "B 2"], stride: int = 1) -> 
 class FrozenBatchNorm(nnx.Module):
     """Batch norm in inference mode (eps 1e-5) with trainable scale and bias, as the original trains."""
 
-    def __init__(self, channels: int, *, scale_init: Initializer = nnx.initializers.ones,
-                 dtype: DTypeLike | None = None, rngs: nnx.Rngs) -> None:
+    def __init__(self, channels: int, *, scale_init: Initializer = nnx.initializers.ones, rngs: nnx.Rngs) -> None:
         self.scale = nnx.Param(scale_init(rngs.params(), (channels,), jnp.float32))
         self.bias = nnx.Param(jnp.zeros(channels, jnp.float32))
         self.mean = Statistic(jnp.zeros(channels, jnp.float32))
         self.var = Statistic(jnp.ones(channels, jnp.float32))
-        self.dtype = dtype
 
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+    def line(self) -> tuple[Float[Array, "C"], Float[Array, "C"]]:
+        """Factor and offset: the norm of x is `x * factor + offset`."""
         factor = self.scale[...] * jax.lax.rsqrt(self.var[...] + 1e-5)
-        offset = self.bias[...] - self.mean[...] * factor
-        return scaled(x, factor, offset)
+        return factor, self.bias[...] - self.mean[...] * factor
 
 
-@jax.custom_vjp
-def scaled(x: Float[Array, "B H W C"], factor: Float[Array, "C"], offset: Float[Array, "C"]) -> Float[Array, "B H W C"]:
-    """`x * factor + offset` in the dtype of `x`; the gradients of float32 `factor` and `offset` are summed as such.
+def conv_norm(convolve: Callable, norm: nnx.Module, x: Float[Array, "B _ _ I"]) -> Float[Array, "B _ _ O"]:
+    """The `norm` of `convolve(x)`.
 
-    By itself JAX would sum them in the dtype of `x`: bfloat16 loses small terms, and takes a TPU twice as long.
+    A frozen batch norm goes into the kernel, by `convolve(x, factor)`. So the map between the two is never written nor
+    kept, and the factor's gradient is a sum over the kernel in place of one over the map.
     """
-    return x * _spread(factor, x) + _spread(offset, x)
-
-
-def _scaled_backward(inputs, gradient):
-    x, factor = inputs
-    full = gradient.astype(jnp.float32)
-    return gradient * _spread(factor, x), (full * x.astype(jnp.float32)).sum(axis=(0, 1, 2)), full.sum(axis=(0, 1, 2))
-
-
-def _spread(vector, like):
-    return vector.astype(like.dtype)[None, None, None]
-
-
-scaled.defvjp(lambda x, factor, offset: (scaled(x, factor, offset), (x, factor)), _scaled_backward)
+    if not isinstance(norm, FrozenBatchNorm):
+        return norm(convolve(x))
+    factor, offset = norm.line()
+    return shifted(convolve(x, factor), offset)
 
 
 def norm(kind: str, channels: int, *, rngs: nnx.Rngs, dtype: DTypeLike | None, zero: bool = False) -> nnx.Module:
     """The norm of a backbone: `frozen_bn` (the original) or `gn` (32 groups; training from scratch)."""
     scale_init = nnx.initializers.zeros if zero else nnx.initializers.ones
     if kind == "frozen_bn":
-        return FrozenBatchNorm(channels, scale_init=scale_init, dtype=dtype, rngs=rngs)
+        return FrozenBatchNorm(channels, scale_init=scale_init, rngs=rngs)
     groups = next(g for g in (32, 16, 8, 4, 2, 1) if channels % g == 0 and channels >= 2 * g or g == 1)
     return nnx.GroupNorm(channels, groups, epsilon=1e-5, scale_init=scale_init, dtype=dtype, rngs=rngs)

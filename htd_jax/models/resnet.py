@@ -8,7 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from htd_jax.models.layers import KAIMING_FAN_OUT, clear_padding, conv, norm
+from htd_jax.models.layers import KAIMING_FAN_OUT, clear_padding, conv, conv_norm, multiplied, norm
 from htd_jax.ops.conv import conv as fast_gradient_conv
 from htd_jax.ops.deform_conv import batch_deform_conv
 from htd_jax.ops.few_images import conv_beside_gathers
@@ -31,8 +31,8 @@ class DeformConv(nnx.Module):
                            dtype=dtype, rngs=rngs)
         self.stride, self.groups, self.dtype = stride, groups, dtype
 
-    def __call__(self, x: Map) -> Map:
-        kernel = self.kernel[...].astype(x.dtype)
+    def __call__(self, x: Map, factor: Float[Array, "O"] | None = None) -> Map:
+        kernel = multiplied(self.kernel[...], factor).astype(x.dtype)
         return batch_deform_conv(x, self.offset(x), kernel, stride=self.stride, groups=self.groups)
 
 
@@ -46,7 +46,7 @@ class Shortcut(nnx.Module):
         self.bn = norm(kind, outputs, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Map) -> Map:
-        return self.bn(self.conv(x))
+        return conv_norm(self.conv, self.bn, x)
 
 
 class Block(nnx.Module):
@@ -83,11 +83,12 @@ class Block(nnx.Module):
         shortcut = x if self.downsample is None else self.downsample(x)
         if self.bottleneck:
             cell = self.cell * self.stride if self.stride_in_1x1 else self.cell
-            y = clear_padding(jax.nn.relu(self.bn1(self.conv1(x))), padded, cell)
-            y = self.bn3(self.conv3(jax.nn.relu(self.bn2(self.conv2(y)))))
+            y = clear_padding(jax.nn.relu(conv_norm(self.conv1, self.bn1, x)), padded, cell)
+            y = jax.nn.relu(conv_norm(self.conv2, self.bn2, y))
+            y = conv_norm(self.conv3, self.bn3, y)
         else:
-            y = jax.nn.relu(self.bn1(self.conv1(clear_padding(x, padded, self.cell))))
-            y = self.bn2(self.conv2(clear_padding(y, padded, self.cell * self.stride)))
+            y = jax.nn.relu(conv_norm(self.conv1, self.bn1, clear_padding(x, padded, self.cell)))
+            y = conv_norm(self.conv2, self.bn2, clear_padding(y, padded, self.cell * self.stride))
         return jax.nn.relu(y + shortcut)
 
 
@@ -99,13 +100,13 @@ class Stem(nnx.Module):
         self.bn1 = norm(kind, width, dtype=dtype, rngs=rngs)
 
     def __call__(self, images: Map, padded: Padded = None) -> Map:
-        x = jax.nn.relu(self.bn1(self.convolved(images)))
+        x = jax.nn.relu(conv_norm(self.convolved, self.bn1, images))
         return max_pool_3x3(clear_padding(x, padded, stride=2))  # 0 is as good as minus infinity: nothing is below it
 
-    def convolved(self, images: Map) -> Map:
+    def convolved(self, images: Map, factor: Float[Array, "O"] | None = None) -> Map:
         """The 7x7 convolution, in the device's form."""
-        plain = lambda images, _: self.conv1(images)
-        return jax.lax.platform_dependent(images, self.conv1.kernel[...], tpu=conv_of_blocks, default=plain)
+        by_blocks = lambda images: conv_of_blocks(images, multiplied(self.conv1.kernel[...], factor))
+        return jax.lax.platform_dependent(images, tpu=by_blocks, default=lambda images: self.conv1(images, factor))
 
 
 class Layer(nnx.List):
