@@ -9,14 +9,14 @@ import pytest
 from flax import nnx
 
 from htd_jax.models import fpn
-from htd_jax.models.layers import FrozenBatchNorm, conv, conv_norm, crop_linear_by_bins, shifted
-from htd_jax.models.resnet import DeformConv
+from htd_jax.models.layers import FrozenBatchNorm, clear_padding, conv, conv_norm, crop_linear_by_bins, shifted
+from htd_jax.models.resnet import DeformConv, max_pool_3x3
 from htd_jax.models.rpn import outputs_by_cells, outputs_by_maps, surroundings
 from htd_jax.ops import edges, top_k as top_k_lib
 from htd_jax.ops.cells import surrounding_rows
 from htd_jax.ops.deform_conv import deform_conv, deform_conv_by_rows
 from htd_jax.ops.few_images import conv_as_product
-from htd_jax.ops.stem_conv import conv_of_blocks
+from htd_jax.ops.stem_conv import stem_of_blocks
 
 nms_lib = importlib.import_module("htd_jax.ops.nms")  # the name in htd_jax.ops is the operator's
 
@@ -56,11 +56,16 @@ def test_gradient_of_deformable_convolution_is_summed_in_float32():
     assert gradient[0, 5, 5, 0] == 9 * 1024 and gradient.sum() == 2 * 9 * 1024
 
 
-@pytest.mark.parametrize("height, width", [(12, 14), (13, 14), (12, 15)])
-def test_stem(height, width):
-    plain = lambda x, kernel: jax.lax.conv_general_dilated(x, kernel, (2, 2), ((3, 3), (3, 3)),
-                                                           dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    check_value_and_gradients(conv_of_blocks, plain, draw(2, height, width, 3), draw(7, 7, 3, 5, seed=1))
+@pytest.mark.parametrize("height, width", [(16, 20), (13, 14), (12, 15)])
+@pytest.mark.parametrize("padded", [None, jnp.array([[9, 12], [11, 6]])])
+def test_stem(height, width, padded):
+    def plain(x, kernel, offset):
+        x = jax.lax.conv_general_dilated(x, kernel, (2, 2), ((3, 3), (3, 3)),
+                                         dimension_numbers=("NHWC", "HWIO", "NHWC")) + offset[None, None, None]
+        return max_pool_3x3(clear_padding(jax.nn.relu(x), padded, stride=2))
+
+    check_value_and_gradients(lambda *inputs: stem_of_blocks(*inputs, padded), plain,
+                              draw(2, height, width, 3), draw(7, 7, 3, 5, seed=1), draw(5, seed=2))
 
 
 @pytest.mark.parametrize("size, stride", [(1, 1), (1, 2), (3, 1), (3, 2)])

@@ -8,11 +8,11 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from htd_jax.models.layers import KAIMING_FAN_OUT, clear_padding, conv, conv_norm, multiplied, norm
+from htd_jax.models.layers import KAIMING_FAN_OUT, FrozenBatchNorm, clear_padding, conv, conv_norm, multiplied, norm
 from htd_jax.ops.conv import conv as fast_gradient_conv
 from htd_jax.ops.deform_conv import batch_deform_conv
 from htd_jax.ops.few_images import conv_beside_gathers
-from htd_jax.ops.stem_conv import conv_of_blocks
+from htd_jax.ops.stem_conv import stem_of_blocks
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 BOTTLENECK_DEPTHS = (50, 101)
@@ -100,13 +100,16 @@ class Stem(nnx.Module):
         self.bn1 = norm(kind, width, dtype=dtype, rngs=rngs)
 
     def __call__(self, images: Map, padded: Padded = None) -> Map:
-        x = jax.nn.relu(conv_norm(self.convolved, self.bn1, images))
-        return max_pool_3x3(clear_padding(x, padded, stride=2))  # 0 is as good as minus infinity: nothing is below it
+        if not isinstance(self.bn1, FrozenBatchNorm):
+            return self.by_cells(images, padded)
+        factor, offset = self.bn1.line()
+        by_blocks = lambda images: stem_of_blocks(images, multiplied(self.conv1.kernel[...], factor), offset, padded)
+        return jax.lax.platform_dependent(images, tpu=by_blocks, default=lambda images: self.by_cells(images, padded))
 
-    def convolved(self, images: Map, factor: Float[Array, "O"] | None = None) -> Map:
-        """The 7x7 convolution, in the device's form."""
-        by_blocks = lambda images: conv_of_blocks(images, multiplied(self.conv1.kernel[...], factor))
-        return jax.lax.platform_dependent(images, tpu=by_blocks, default=lambda images: self.conv1(images, factor))
+    def by_cells(self, images: Map, padded: Padded) -> Map:
+        """The plain form."""
+        x = jax.nn.relu(conv_norm(self.conv1, self.bn1, images))
+        return max_pool_3x3(clear_padding(x, padded, stride=2))  # 0 is as good as minus infinity: nothing is below it
 
 
 class Layer(nnx.List):
