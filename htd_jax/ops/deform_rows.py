@@ -59,8 +59,9 @@ def _steps(x):
 def _gradient_of_map(x, index, weights, gradient):
     """The gradient of `x [B, H, W, C]` from that of the taps, `[T, C]`."""
     index, order = jax.lax.sort_key_val(index, jnp.arange(len(index), dtype=jnp.int32))
-    gradient, *weights = (jnp.take(part, order, axis=0, mode="clip") for part in (gradient, *weights))
-    parts = [gradient.astype(jnp.float32) * weight[:, None] for weight in weights]
+    rows = gradient, jnp.stack(weights, axis=1)  # a row of four weights costs a gather what one of them does
+    gradient, weights = (jnp.take(part, order, axis=0, mode="clip") for part in rows)
+    parts = [gradient.astype(jnp.float32) * weight for weight in jnp.split(weights, CORNERS, axis=1)]
     batch, height, width, channels = x.shape
     flat = jnp.zeros((batch * (height + 1) * (width + 1), CORNERS * channels), jnp.float32)
     flat = flat.at[index].add(jnp.concatenate(parts, axis=1), mode="drop", indices_are_sorted=True)
