@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from htd_jax.models import fpn
-from htd_jax.models.layers import FrozenBatchNorm, clear_padding, conv, conv_norm, crop_linear_by_bins, shifted
+from htd_jax.models.layers import FrozenBatchNorm, clear_padding, conv, conv_norm, crop_linear_by_bins, relu, shifted
 from htd_jax.models.resnet import DeformConv, max_pool_3x3
 from htd_jax.models.rpn import outputs_by_cells, outputs_by_maps, surroundings
 from htd_jax.ops import edges, top_k as top_k_lib
@@ -159,6 +159,11 @@ def test_gradient_of_an_offset_is_summed_in_float32():
     x = jnp.ones((1, 64, 64, 3), jnp.bfloat16)
     gradient = jax.grad(lambda offset: shifted(x, offset).astype(jnp.float32).sum())(jnp.zeros(3))
     assert (gradient == 4096).all()
+
+
+def test_relu_has_the_plain_one_s_gradient():
+    x = jnp.append(draw(20), jnp.array([0.0, -0.0]))
+    check_value_and_gradients(relu, jax.nn.relu, x)
 
 
 @pytest.mark.parametrize("deformable", [False, True])

@@ -83,6 +83,18 @@ def crop_linear_by_bins(layer: nnx.Linear, crops: Float[Array, "B N 7 7 C"]) -> 
     return jnp.einsum("bnpqc,pqco->bno", crops, kernel.reshape(*crops.shape[2:], -1)) + bias[None, None]
 
 
+@jax.custom_jvp
+def relu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """`jax.nn.relu`, whose gradient asks the result what was above 0: so the input need not be kept beside it."""
+    return jnp.maximum(x, 0)
+
+
+@relu.defjvp
+def _relu_tangent(inputs, tangents):
+    y = relu(*inputs)
+    return y, jnp.where(y != 0, *tangents, 0)  # of y > 0 XLA would make x > 0, and keep x
+
+
 def clear_padding(x: Float[Array, "B H W C"], padded: Int[Array, "B 2"] | None, stride: int) -> Float[Array, "B H W C"]:
     """A map of `stride` pixels a cell with zeros in the cells beyond `padded`.
 

@@ -8,7 +8,16 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from htd_jax.models.layers import KAIMING_FAN_OUT, FrozenBatchNorm, clear_padding, conv, conv_norm, multiplied, norm
+from htd_jax.models.layers import (
+    KAIMING_FAN_OUT,
+    FrozenBatchNorm,
+    clear_padding,
+    conv,
+    conv_norm,
+    multiplied,
+    norm,
+    relu,
+)
 from htd_jax.ops.conv import conv as fast_gradient_conv
 from htd_jax.ops.deform_conv import batch_deform_conv
 from htd_jax.ops.few_images import conv_beside_gathers
@@ -83,13 +92,13 @@ class Block(nnx.Module):
         shortcut = x if self.downsample is None else self.downsample(x)
         if self.bottleneck:
             cell = self.cell * self.stride if self.stride_in_1x1 else self.cell
-            y = clear_padding(jax.nn.relu(conv_norm(self.conv1, self.bn1, x)), padded, cell)
-            y = jax.nn.relu(conv_norm(self.conv2, self.bn2, y))
+            y = clear_padding(relu(conv_norm(self.conv1, self.bn1, x)), padded, cell)
+            y = relu(conv_norm(self.conv2, self.bn2, y))
             y = conv_norm(self.conv3, self.bn3, y)
         else:
-            y = jax.nn.relu(conv_norm(self.conv1, self.bn1, clear_padding(x, padded, self.cell)))
+            y = relu(conv_norm(self.conv1, self.bn1, clear_padding(x, padded, self.cell)))
             y = conv_norm(self.conv2, self.bn2, clear_padding(y, padded, self.cell * self.stride))
-        return jax.nn.relu(y + shortcut)
+        return relu(y + shortcut)
 
 
 class Stem(nnx.Module):
@@ -108,7 +117,7 @@ class Stem(nnx.Module):
 
     def by_cells(self, images: Map, padded: Padded) -> Map:
         """The plain form."""
-        x = jax.nn.relu(conv_norm(self.conv1, self.bn1, images))
+        x = relu(conv_norm(self.conv1, self.bn1, images))
         return max_pool_3x3(clear_padding(x, padded, stride=2))  # 0 is as good as minus infinity: nothing is below it
 
 
