@@ -80,6 +80,11 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     return jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 
+def platform(mesh: Mesh | None) -> str:
+    """That of a mesh's devices, or of the default one: 'cpu', 'gpu' or 'tpu'."""
+    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding of parameters and logs: a copy on every device."""
     return NamedSharding(mesh, PartitionSpec())

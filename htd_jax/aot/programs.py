@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from htd_jax import mesh as mesh_lib
+from htd_jax import compiler, mesh as mesh_lib
 from htd_jax.data.padding import buckets
 from htd_jax.models import functional
 from htd_jax.training.optimizer import build
@@ -31,7 +31,8 @@ def lower_detect(config: ConfigDict, mesh: Mesh, shape: tuple[int, int]) -> jax.
     """The detection function that `eval.py` runs, lowered for images of `shape` (h, w)."""
     functions = functional.functions(config)
     run = jax.jit(mesh_lib.under(mesh, functions.detect), out_shardings=mesh_lib.split(mesh),
-                  in_shardings=(mesh_lib.replicated(mesh), mesh_lib.split(mesh)))
+                  in_shardings=(mesh_lib.replicated(mesh), mesh_lib.split(mesh)),
+                  compiler_options=compiler.detect_options(mesh_lib.platform(mesh)))
     return run.lower(jax.eval_shape(functions.init), batch_of(config.test.batch_size, shape, 0))
 
 

@@ -20,7 +20,7 @@ from jaxtyping import Int32
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from htd_jax import mesh as mesh_lib, paths
+from htd_jax import compiler, mesh as mesh_lib, paths
 from htd_jax.data import Dataset, detection_batches
 from htd_jax.errors import writing_to
 from htd_jax.evaluation import coco, drawing, report
@@ -39,10 +39,12 @@ def compile_detect(detect: Callable, mesh: Mesh | None = None) -> Callable:
       are split over this host's devices, which each hold a copy of the states: hosts evaluate different images and
       need not agree on shapes.
     """
+    options = compiler.detect_options(mesh_lib.platform(mesh))
     if mesh is None:
-        return jax.jit(detect)
+        return jax.jit(detect, compiler_options=options)
     everywhere, rows = mesh_lib.replicated(mesh.local_mesh), mesh_lib.split(mesh.local_mesh)
-    compiled = jax.jit(mesh_lib.under(mesh.local_mesh, detect), in_shardings=(everywhere, rows), out_shardings=rows)
+    compiled = jax.jit(mesh_lib.under(mesh.local_mesh, detect), in_shardings=(everywhere, rows), out_shardings=rows,
+                       compiler_options=options)
     return lambda states, batch: compiled(states, jax.device_put(batch, rows))
 
 

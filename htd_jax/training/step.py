@@ -7,15 +7,8 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from htd_jax import mesh as mesh_lib
+from htd_jax import compiler, mesh as mesh_lib
 from htd_jax.models.htd import matmul_precision
-
-# By default XLA:CPU runs early what could run late. HTD-R50, two images of 800x1344: 2.2 GiB of temporary buffers.
-CPU_OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
-if jax.__version_info__ < (0, 11):
-    # There this pass removes optimisation barriers before the scheduler sees them: 2.9 GiB. Later versions schedule as
-    # well with the pass, and without it cannot compile a barrier in a small loop.
-    CPU_OPTIONS["xla_disable_hlo_passes"] = "cse_barrier_expander"
 
 
 def make_step(loss_fn: Callable, optimizer: optax.GradientTransformation, schedule: Callable, mesh: Mesh,
@@ -63,7 +56,7 @@ def make_step(loss_fn: Callable, optimizer: optax.GradientTransformation, schedu
     everywhere = mesh_lib.replicated(mesh)
     return jax.jit(mesh_lib.under(mesh, step), in_shardings=(everywhere, mesh_lib.split(mesh)),
                    out_shardings=everywhere, donate_argnums=0,
-                   compiler_options=CPU_OPTIONS if mesh.devices.flat[0].platform == "cpu" else None)
+                   compiler_options=compiler.step_options(mesh_lib.platform(mesh)))
 
 
 def _every_kth(x, k):
