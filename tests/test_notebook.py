@@ -1,8 +1,10 @@
 """The notebook's demo and its part with the user's own data run as they are, in two steps.
 
 `python` is then a program that puts simple functions in the place of losses and detection, which take minutes to
-compile; the slow test takes the real ones, of a tiny detector.
+compile. Of the slow tests one takes the real ones, of a tiny detector; the other the detectors that a user gets, from
+small images and in few steps.
 """
+import json
 import os
 import pathlib
 import re
@@ -11,8 +13,10 @@ import sys
 
 import nbclient
 import nbformat
+import numpy as np
 import pytest
 import tiny
+from PIL import Image
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 NOTEBOOK = nbformat.read(ROOT / "notebooks" / "htd_colab.ipynb", as_version=4)
@@ -60,13 +64,17 @@ def bin_folder(tmp_path):
     return tmp_path / "bin"
 
 
-def run(settings):
-    """The cells tagged `ci` after a run in which `settings` replace the notebook's own."""
+def run(settings, wanted=("ci",), more=(), timeout=600):
+    """The cells that have one of the tags `wanted` after a run in which `settings` replace the notebook's own.
+
+    `more`: code of cells that follow. `timeout`: seconds that a cell may take; None for any time.
+    """
     ours, cells = "\n".join(f"{name} = {value!r}" for name, value in settings.items()), []
-    for cell in (cell for cell in NOTEBOOK.cells if "ci" in tags(cell)):
+    for cell in (cell for cell in NOTEBOOK.cells if set(wanted) & set(tags(cell))):
         cells += [cell.copy(), *[nbformat.v4.new_code_cell(ours)] * ("parameters" in tags(cell))]
+    cells += map(nbformat.v4.new_code_cell, more)
     notebook = nbformat.v4.new_notebook(cells=cells, metadata=NOTEBOOK.metadata)
-    nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": ROOT}}).execute()
+    nbclient.NotebookClient(notebook, timeout=timeout, resources={"metadata": {"path": ROOT}}).execute()
     return notebook.cells
 
 
@@ -88,6 +96,45 @@ def test_demo_and_own_data(zipped, tmp_path, monkeypatch, bin_folder):
 @pytest.mark.slow
 def test_demo_and_own_data_with_the_real_detector(zipped, tmp_path, monkeypatch):
     check_demo_and_own_data(zipped, tmp_path, monkeypatch, pathlib.Path(sys.executable).parent)
+
+
+def from_python(image):
+    """The lines that the notebook ends with, on `image`."""
+    text = NOTEBOOK.cells[-1].source
+    return text.partition("```python\n")[2].partition("```")[0].replace("street.jpg", str(image))
+
+
+def check_score(folder):
+    """Of an evaluation: AP is a share, and the report names it."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert all(0 <= metrics[name] <= 1 for name in ("AP", "AP50", "AR100")) and metrics["images"] > 0
+    assert f"{metrics['AP']:.3f}".lstrip("0") in (folder / "report.html").read_text()
+
+
+def differs(drawn, plain):
+    """Whether a drawing is more than its photograph, enlarged as drawings are and kept as JPEG."""
+    drawn, plain = Image.open(drawn).convert("RGB"), Image.open(plain).convert("RGB")
+    plain = plain.resize(drawn.size, Image.Resampling.NEAREST)
+    return (np.abs(np.asarray(drawn, int) - np.asarray(plain, int)).max(-1) > 100).mean() > .001
+
+
+@pytest.mark.slow
+def test_the_detectors_that_a_user_gets(zipped, tmp_path, monkeypatch):
+    """All cells up to COCO, with the settings of both recipes but steps, sizes, dtype and weights to start from."""
+    for name, value in dict(PATH=f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+                            PYTHONPATH=str(ROOT)).items():
+        monkeypatch.setenv(name, value)
+    scratch = "--config.model.norm=gn --config.model.frozen_stages=0 --config.dtype=float32"  # docs/own-data.md
+    runs = tmp_path / "runs"
+    settings = dict(RUNS=str(runs), DEMO_STEPS=60, OWN_ZIP=zipped, OWN_STEPS=30, OWN_SCALE="(128, 96)", START="",
+                    MORE=scratch)
+    cells = run(settings, ("ci", "slow"), [from_python(runs / "mine" / "val" / "0.png")], timeout=None)
+    check_score(runs / "demo" / "eval")
+    check_score(runs / "own" / "eval")
+    assert "train: 8 images" in (runs / "data.html").read_text()
+    for row in json.loads((runs / "found" / "detections.json").read_text()):
+        assert differs(runs / "found" / row["drawn"], row["image"]) == bool(row["detections"])
+    assert "image/png" in cells[-1].outputs[-1].data
 
 
 def test_it_is_committed_without_outputs():
