@@ -65,8 +65,10 @@ def step_folder(path: str | os.PathLike) -> paths.Path:
 
 
 def settle(folder: paths.Path) -> None:
-    """Before a bucket's steps are used: marks those copied from a disk, which Orbax would take for unfinished, and
-    removes the unfinished ones. Orbax removes them in the background, and with them a step of that number saved since.
+    """Prepares a bucket's steps for Orbax: marks those copied from a disk as finished, removes the unfinished ones.
+
+    Orbax itself removes unfinished steps in the background. Meanwhile a step of the same number may be saved; it would
+    be removed too.
     """
     for step in _steps(folder) if paths.in_bucket(folder) else ():
         if not _is_whole(step):
