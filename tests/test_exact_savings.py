@@ -7,7 +7,8 @@ from flax import nnx
 from original.train import by_anchors
 
 from htd_jax.models.ba import BA
-from htd_jax.models.losses import POSITIVES_AT_ONCE, regress_positives
+from htd_jax.models.ba_loss import AT_ONCE, BETA, ba_loss
+from htd_jax.models.loss_terms import masked_sum, smooth_l1
 from htd_jax.models.rpn import RPNHead
 from htd_jax.ops import pyramid_crops
 from htd_jax.ops.anchors import grid_anchors
@@ -59,37 +60,40 @@ def test_the_head_at_sampled_anchors_is_the_head_there(size):
     check_close(gradients(lambda *a: RPNHead.at(*a), head, maps, chosen), gradients(whole, head, maps, chosen))
 
 
-@pytest.mark.parametrize("positives", [(0, 0), (1, 0), (5, POSITIVES_AT_ONCE + 1), (POSITIVES_AT_ONCE * 2 + 3,) * 2])
+@pytest.mark.parametrize("positives", [(0, 0), (1, 0), (5, AT_ONCE + 1), (AT_ONCE * 2 + 3,) * 2])
 def test_positives_are_regressed_as_if_all_were(positives):
-    slots = POSITIVES_AT_ONCE * 2 + 3  # not a whole number of chunks
+    slots = AT_ONCE * 2 + 3  # not a whole number of parts
     positive = jnp.arange(slots)[None] < jnp.asarray(positives)[:, None]
     ba = BA(CHANNELS, 18, 12, 6, rngs=nnx.Rngs(0))
-    crops, context = draw(2, 4, slots, 7, 7, CHANNELS), draw(2, CHANNELS, seed=2)
+    crops, context, targets = draw(2, 4, slots, 7, 7, CHANNELS), draw(2, CHANNELS, seed=2), draw(2, slots, 4, seed=3)
     levels = jnp.asarray(np.random.default_rng(1).integers(0, 4, (2, slots)))
 
-    def all_of_them(ba, crops, levels, context, positive):
+    def all_of_them(ba, inputs):
+        crops, context = inputs
         flat = lambda x: x.reshape(-1, *x.shape[2:])
         every = jnp.stack([flat(level) for level in jnp.moveaxis(crops, 1, 0)])
         own = every[flat(levels), jnp.arange(2 * slots)]
-        return ba(every, own, jnp.repeat(context, slots, axis=0)).reshape(2, slots, 4)
+        deltas = ba(every, own, jnp.repeat(context, slots, axis=0)).reshape(2, slots, 4)
+        return masked_sum(smooth_l1(deltas - targets, BETA).sum(axis=-1), positive)
 
-    masked = lambda form: lambda ba, crops, context: jnp.where(
-        positive[..., None], form(ba, crops, levels, context, positive), 0)
-    ours, plain = (gradients(masked(form), ba, crops, context)
-                   for form in (regress_positives, all_of_them))
+    in_parts = lambda ba, inputs: ba_loss(ba, inputs[0], levels, inputs[1], targets, positive)
+    ours, plain = (gradients(form, ba, (crops, context)) for form in (in_parts, all_of_them))
     for _, (by_parameter, _) in (ours, plain):
         by_parameter["att_conv2"].pop("bias")  # 0 in theory: softmax over the levels takes it away
     check_close(ours, plain, 2e-5)
+    np.testing.assert_array_equal(jax.jit(in_parts)(ba, (crops, context)), ours[0][0])  # without a gradient
 
 
 def test_skipped_positives_cost_nothing():
     """Of slots without positives not even a nan comes through: BA is not computed there."""
-    ba, crops = BA(CHANNELS, 18, 12, 6, rngs=nnx.Rngs(0)), draw(1, 4, POSITIVES_AT_ONCE * 2, 7, 7, CHANNELS)
-    crops = crops.at[:, :, POSITIVES_AT_ONCE:].set(jnp.nan)
-    positive = jnp.arange(POSITIVES_AT_ONCE * 2)[None] < 3
-    deltas = jax.jit(lambda *a: regress_positives(ba, *a))(
-        crops, jnp.zeros(positive.shape, int), draw(1, CHANNELS), positive)
-    assert np.isfinite(deltas).all() and (deltas[:, POSITIVES_AT_ONCE:] == 0).all() and (deltas[:, 0] != 0).all()
+    ba, crops = BA(CHANNELS, 18, 12, 6, rngs=nnx.Rngs(0)), draw(1, 4, AT_ONCE * 2, 7, 7, CHANNELS)
+    crops = crops.at[:, :, AT_ONCE:].set(jnp.nan)
+    positive = jnp.arange(AT_ONCE * 2)[None] < 3
+    loss = lambda crops: ba_loss(ba, crops, jnp.zeros(positive.shape, int), draw(1, CHANNELS), draw(1, AT_ONCE * 2, 4),
+                                 positive)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(crops)
+    assert value > 0 and np.isfinite(value)
+    assert np.isfinite(gradient).all() and (gradient[:, :, 3:] == 0).all() and (gradient[:, :, 0] != 0).any()
 
 
 def test_both_crops_of_stage_1_are_the_two_kinds_of_crops():

@@ -9,8 +9,7 @@ from flax import nnx
 from htd_jax import config as config_lib
 from htd_jax.models import functional
 from htd_jax.models.ba import BA
-from htd_jax.models.loss_terms import masked_sum
-from htd_jax.models.losses import regress_positives
+from htd_jax.models.ba_loss import ba_loss
 from htd_jax.models.pgraph import prototypes
 from htd_jax.models.proposals import propose
 from htd_jax.models.targets import RoIs, refined_proposals
@@ -73,8 +72,7 @@ def test_into_prototypes():
 
 def test_from_negatives_into_ba():
     ba, positive = BA(8, 12, 8, 4, rngs=nnx.Rngs(0)), jnp.arange(20)[None] < 3
-    deltas = lambda crops: regress_positives(ba, crops, jnp.zeros(positive.shape, int), draw(1, 8), positive)
-    loss = lambda crops: masked_sum(deltas(crops).sum(axis=-1), positive)
+    loss = lambda crops: ba_loss(ba, crops, jnp.zeros(positive.shape, int), draw(1, 8), draw(1, 20, 4), positive)
     gradient = jax.jit(jax.grad(loss))(draw(1, 4, 20, 7, 7, 8))
     assert is_zero(gradient[:, :, 3:]) and not is_zero(gradient[:, :, :3])
 

@@ -13,7 +13,9 @@ from ml_collections import ConfigDict
 from htd_jax.aot.chips import Chip
 from htd_jax.aot.hlo import Operation, Program, dimensions, size_in_bytes
 from htd_jax.aot.kernels import kernel_seconds
+from htd_jax.models.ba_loss import AT_ONCE
 from htd_jax.models.detect import REGRESSED_AT_ONCE
+from htd_jax.models.targets import MAX_ROI_POSITIVES
 
 LIKELY_REGRESSED = 150  # RoIs of an image with a score that is output
 LIKELY_BOXES = 8  # of an image
@@ -50,6 +52,7 @@ def stated_lengths(config: ConfigDict, what: str) -> dict[str, int]:
         "ops/nms.py _take": math.ceil(limits.nms_pre / 256),  # blocks: every candidate of a level is looked at
         "ops/nms.py _resolve": 4,  # rounds until a block is settled
         "ops/matching.py assign_anchors": LIKELY_BOXES,
+        "models/ba_loss.py _with_gradient": math.ceil(config.train.roi_samples * MAX_ROI_POSITIVES / AT_ONCE),
         "models/detect.py regress": math.ceil(LIKELY_REGRESSED / REGRESSED_AT_ONCE),
     }
 

@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -15,7 +14,6 @@ from htd_jax.ops.crop_products import BINS
 
 STDS = (0.05, 0.05, 0.1, 0.1)
 ATTENTION = 128
-CONVOLVED = "convolved crops"  # what a backward pass may keep
 RING = np.pad(np.zeros((BINS - 2, BINS - 2), np.float32), 1, constant_values=1)  # the outermost bins of a crop
 
 
@@ -29,7 +27,6 @@ class ConvGN(nnx.Module):
     def __call__(self, x: Float[Array, "N 7 7 I"], factors: Factors | None = None) -> Float[Array, "N 7 7 O"]:
         on_cpu = crop_conv if factors is None else lambda x, _: crop_conv_prepared(x, factors)
         x = jax.lax.platform_dependent(x, self.conv.kernel[...], cpu=on_cpu, default=lambda x, _: self.conv(x))
-        x = checkpoint_name(x, CONVOLVED)
         return jax.nn.relu(x if self.gn is None else self.gn(x))
 
 

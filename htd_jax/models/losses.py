@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 from ml_collections import ConfigDict
 
 from htd_jax.models import ba as ba_lib, stage0
+from htd_jax.models.ba_loss import BETA, ba_loss
 from htd_jax.models.htd import HTD, matmul_precision, normalise
 from htd_jax.models.loss_terms import masked_sum, smooth_l1
 from htd_jax.models.proposals import batch_proposals
@@ -16,13 +17,11 @@ from htd_jax.models.rpn import shapes_of
 from htd_jax.models.rpn_loss import rpn_losses
 from htd_jax.models.targets import MAX_ROI_POSITIVES, GroundTruth, RoIs, image_keys, refined_proposals, roi_targets
 from htd_jax.ops.boxes import Stds
-from htd_jax.ops.pyramid_crops import crop_own_and_all_levels, crop_own_level, of_own_level, roi_levels
+from htd_jax.ops.pyramid_crops import crop_own_and_all_levels, crop_own_level, roi_levels
 
 STAGE_THRESHOLDS = (0.5, 0.6)
 STAGE_WEIGHTS = (1.0, 0.5)
 SFA_WEIGHT = 3.0
-STAGE_BETA = 1.0
-POSITIVES_AT_ONCE = 16  # of each image
 
 Pyramid = Sequence[Float[Array, "B _ _ C"]]
 Logs = dict[str, Float[Array, ""]]
@@ -61,12 +60,13 @@ def roi_losses(model: HTD, pyramid: Pyramid, proposals: Float[Array, "B N 4"], v
     rois = sampler(proposals, valid, STAGE_THRESHOLDS[0], stage0.STDS, key=stage_keys[0])
     crop = functools.partial(crop_own_level, form=model.roi_align)
     logits, deltas = model.stage0(jax.vmap(crop)(pyramid, rois.boxes), context)
-    logs |= stage_losses("s0", logits, deltas, rois, STAGE_WEIGHTS[0])
+    distance = masked_sum(smooth_l1(deltas - rois.deltas, BETA).sum(axis=-1), rois.positive)
+    logs |= stage_losses("s0", logits, distance, rois, STAGE_WEIGHTS[0])
 
     proposals, valid = jax.vmap(refined_proposals, in_axes=(0, 0, None, 0))(rois, deltas, stage0.STDS, size)
     rois = sampler(proposals, valid, STAGE_THRESHOLDS[1], ba_lib.STDS, key=stage_keys[1])
-    logits, deltas = stage1(model, pyramid, context, rois, config.train.roi_samples)
-    return logs | stage_losses("s1", logits, deltas, rois, STAGE_WEIGHTS[1])
+    logits, distance = stage1(model, pyramid, context, rois, config.train.roi_samples)
+    return logs | stage_losses("s1", logits, distance, rois, STAGE_WEIGHTS[1])
 
 
 def sample_rois(proposals: Float[Array, "B N 4"], valid: Bool[Array, "B N"], threshold: float, stds: Stds, *,
@@ -80,48 +80,14 @@ def sample_rois(proposals: Float[Array, "B N 4"], valid: Bool[Array, "B N"], thr
 
 
 def stage1(model: HTD, pyramid: Pyramid, context: Float[Array, "B C"], rois: RoIs,
-           count: int) -> tuple[Float[Array, "B S K1"], Float[Array, "B P 4"]]:
-    """Stage 1's logits, and deltas of the first P slots, which hold all positives."""
-    positive = rois.positive[:, :int(count * MAX_ROI_POSITIVES)]
+           count: int) -> tuple[Float[Array, "B S K1"], Float[Array, ""]]:
+    """Stage 1's logits, and the sum of its regression losses over the positives, which lie in the first slots."""
+    slots = int(count * MAX_ROI_POSITIVES)
+    boxes, targets, positive = (x[:, :slots] for x in (rois.boxes, rois.deltas, rois.positive))
     crop = functools.partial(crop_own_and_all_levels, form=model.roi_align)
     crops, all_levels = jax.vmap(crop)(pyramid, rois.boxes, positive)
     logits = model.pgraph(crops, context, rois.boxes, rois.valid, model.stage0.fc_cls)
-    levels = jax.vmap(roi_levels)(rois.boxes[:, :positive.shape[1]])
-    return logits, regress_positives(model.ba, all_levels, levels, context, positive)
-
-
-def regress_positives(ba: ba_lib.BA, crops: Float[Array, "B 4 P 7 7 C"], levels: Int[Array, "B P"],
-                      context: Float[Array, "B C"], positive: Bool[Array, "B P"]) -> Float[Array, "B P 4"]:
-    """Deltas, right where `positive`; `crops` are of all levels, of which `levels` are the RoIs' own.
-
-    BA is expensive and only positives need it. They come first in their slots, so the slots are processed in chunks,
-    and a chunk without a positive is skipped. The backward pass keeps the crops and recomputes the rest. Accelerators
-    keep the results of the convolutions too, which are most of the work; a CPU has less memory to spare for the time.
-    """
-    slots = positive.shape[1]
-    chunk = max(1, min(POSITIVES_AT_ONCE, slots))
-    split = lambda x, axis: _chunks(x, chunk, axis)
-
-    def deltas(crops, levels, _):
-        merged = jnp.moveaxis(crops, 1, 0).reshape(4, -1, *crops.shape[3:])
-        own = of_own_level(merged, levels.reshape(-1))
-        return ba(merged, own, jnp.repeat(context, chunk, axis=0)).reshape(-1, chunk, 4)
-
-    def advance(inputs):
-        none = lambda *_: jnp.zeros((len(context), chunk, 4), jnp.float32)
-        return jax.lax.cond(inputs[2].any(), deltas, none, *inputs)
-
-    run = lambda policy: lambda *inputs: jax.lax.map(jax.checkpoint(advance, policy=policy), inputs)
-    keeping = jax.checkpoint_policies.save_only_these_names(ba_lib.CONVOLVED)
-    found = jax.lax.platform_dependent(split(crops, 2), split(levels, 1), split(positive, 1),
-                                       cpu=run(None), default=run(keeping))
-    return jnp.moveaxis(found, 0, 1).reshape(len(context), -1, 4)[:, :slots]
-
-
-def _chunks(x, size, axis):
-    """`x` with its `axis` filled up and split in parts of `size`, which lie along a new first axis."""
-    padded = jnp.pad(x, [(0, -x.shape[k] % size if k == axis else 0) for k in range(x.ndim)])
-    return jnp.moveaxis(padded.reshape(*x.shape[:axis], -1, size, *x.shape[axis + 1:]), axis, 0)
+    return logits, ba_loss(model.ba, all_levels, jax.vmap(roi_levels)(boxes), context, targets, positive)
 
 
 def sfa_loss(logits: Float[Array, "B K1"], truth: GroundTruth) -> Float[Array, ""]:
@@ -131,16 +97,14 @@ def sfa_loss(logits: Float[Array, "B K1"], truth: GroundTruth) -> Float[Array, "
     return SFA_WEIGHT * optax.sigmoid_binary_cross_entropy(logits, present.astype(jnp.float32)).mean()
 
 
-def stage_losses(name: str, logits: Float[Array, "B S K1"], deltas: Float[Array, "B P 4"], rois: RoIs,
+def stage_losses(name: str, logits: Float[Array, "B S K1"], distance: Float[Array, ""], rois: RoIs,
                  weight: float) -> Logs:
-    """Cross-entropy, accuracy (percent) and smooth-L1 of a stage; `deltas` may cover the first slots alone."""
+    """Cross-entropy, accuracy (percent) and smooth-L1 of a stage; `distance`: the last, summed over the positives."""
     number = jnp.maximum(rois.valid.sum(), 1)
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, rois.labels)
     correct = rois.valid & (jnp.argmax(logits, axis=-1) == rois.labels)
-    slots = deltas.shape[1]
-    distance = smooth_l1(deltas - rois.deltas[:, :slots], STAGE_BETA).sum(axis=-1)
     return {
         f"{name}.loss_cls": weight * masked_sum(cross_entropy, rois.valid) / number,
         f"{name}.acc": 100.0 * correct.sum(dtype=jnp.float32) / number,
-        f"{name}.loss_bbox": weight * masked_sum(distance, rois.positive[:, :slots]) / number,
+        f"{name}.loss_bbox": weight * distance / number,
     }
