@@ -9,7 +9,16 @@ import pytest
 from flax import nnx
 
 from htd_jax.models import fpn
-from htd_jax.models.layers import FrozenBatchNorm, clear_padding, conv, conv_norm, crop_linear_by_bins, relu, shifted
+from htd_jax.models.layers import (
+    FrozenBatchNorm,
+    clear_padding,
+    conv,
+    crop_linear_by_bins,
+    norm_in_kernel,
+    norm_of_map,
+    relu,
+    shifted,
+)
 from htd_jax.models.resnet import DeformConv, max_pool_3x3
 from htd_jax.models.rpn import outputs_by_cells, outputs_by_maps, surroundings
 from htd_jax.ops import edges, top_k as top_k_lib
@@ -166,9 +175,9 @@ def test_relu_has_the_plain_one_s_gradient():
     check_value_and_gradients(relu, jax.nn.relu, x)
 
 
+@pytest.mark.parametrize("form", [norm_in_kernel, norm_of_map])
 @pytest.mark.parametrize("deformable", [False, True])
-def test_frozen_batch_norm_in_the_kernel(deformable):
-    """Is that of the map, gradients included."""
+def test_frozen_batch_norm_of_a_convolution(form, deformable):
     def run(form, x, kernel, scale, bias):
         make = dict(stride=2, groups=1, dtype=None, rngs=nnx.Rngs(0))
         convolve = DeformConv(6, 5, **make) if deformable else conv(6, 5, 3, bias=False, **make)
@@ -183,4 +192,4 @@ def test_frozen_batch_norm_in_the_kernel(deformable):
             norm.bias)
 
     inputs = draw(2, 8, 10, 6), draw(3, 3, 6, 5, seed=3), draw(5, seed=4), draw(5, seed=5)
-    check_value_and_gradients(*(functools.partial(run, form) for form in (conv_norm, of_map)), *inputs)
+    check_value_and_gradients(functools.partial(run, form), functools.partial(run, of_map), *inputs)

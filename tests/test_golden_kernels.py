@@ -1,6 +1,8 @@
-"""Figures of the original by the accelerators' kernels of RoIAlign, interpreted on a CPU, within the same bounds."""
+"""Figures of the original by the accelerators' forms, as a CPU computes them, within the same bounds."""
 import pytest
 from original import infer, train
+
+from htd_jax.models import layers
 
 pytestmark = pytest.mark.slow
 FORMS = pytest.mark.parametrize("form", ["tpu", "gpu"])
@@ -13,7 +15,15 @@ def test_inference(form):
 
 @FORMS
 def test_training(form):
-    run = train.run("htd_r50", form)
+    check_gradients(train.run("htd_r50", form))
+
+
+def test_training_with_norms_in_kernels(monkeypatch):
+    monkeypatch.setattr(layers, "norm_of_map", layers.norm_in_kernel)
+    check_gradients(train.run.__wrapped__("htd_r50"))
+
+
+def check_gradients(run):
     assert {name: error for name, error in train.loss_errors(run).items() if error > train.LOSS} == {}
     errors = train.gradient_errors(run)
     assert errors and {name: norm for name, (norm, _) in errors.items() if norm > train.gradient_bound(name)} == {}

@@ -126,13 +126,24 @@ class FrozenBatchNorm(nnx.Module):
 
 
 def conv_norm(convolve: Callable, norm: nnx.Module, x: Float[Array, "B _ _ I"]) -> Float[Array, "B _ _ O"]:
-    """The `norm` of `convolve(x)`.
-
-    A frozen batch norm goes into the kernel, by `convolve(x, factor)`. So the map between the two is never written nor
-    kept, and the factor's gradient is a sum over the kernel in place of one over the map.
-    """
+    """The `norm` of `convolve(x)`."""
     if not isinstance(norm, FrozenBatchNorm):
         return norm(convolve(x))
+    return jax.lax.platform_dependent(x, cpu=lambda x: norm_of_map(convolve, norm, x),
+                                      default=lambda x: norm_in_kernel(convolve, norm, x))
+
+
+def norm_of_map(convolve: Callable, norm: FrozenBatchNorm, x: Float[Array, "B _ _ I"]) -> Float[Array, "B _ _ O"]:
+    """As the original computes it, to the last digit: gradients of deformable offsets jump where a sample crosses a
+    cell's edge."""
+    factor, offset = norm.line()
+    y = convolve(x)
+    return (y * factor[None, None, None] + offset[None, None, None]).astype(y.dtype)
+
+
+def norm_in_kernel(convolve: Callable, norm: FrozenBatchNorm, x: Float[Array, "B _ _ I"]) -> Float[Array, "B _ _ O"]:
+    """By `convolve(x, factor)`: the map between the two is never written nor kept, and the factor's gradient is a sum
+    over the kernel in place of one over the map."""
     factor, offset = norm.line()
     return shifted(convolve(x, factor), offset)
 
