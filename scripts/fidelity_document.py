@@ -58,6 +58,7 @@ DIFFERENCES = """\
 | normalisation of losses | on each device, over its own two images | over the whole batch: one device and many give the same figures |
 | NMS for each class and level | boxes are separated by adding large numbers, which rounds their IoU | exact |
 | BA at test time | regresses all RoIs | regresses those whose score can be output; the detections are the same |
+| frozen batch norm | after the convolution | on a CPU too; within its kernel on a TPU or GPU: the same up to rounding, but for gradients of deformable offsets, which jump where a sample crosses a cell's edge (up to 4e-3 of their norm in R101-DCN's batch below) |
 | RoIs pooled on P2, PGraph's two layers | twice | once (W(x + g) = W x + W g); the same up to rounding |
 | images and levels | loops in Python | one compiled program |
 | EXIF orientation | always applied when decoding | the orientation whose width and height the annotation states |
