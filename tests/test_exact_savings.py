@@ -84,6 +84,14 @@ def test_positives_are_regressed_as_if_all_were(positives):
     np.testing.assert_array_equal(jax.jit(in_parts)(ba, (crops, context)), ours[0][0])  # without a gradient
 
 
+def test_no_slot_for_positives():
+    """As `train.roi_samples` below 4 leaves it."""
+    ba, crops, context = BA(CHANNELS, 18, 12, 6, rngs=nnx.Rngs(0)), draw(2, 4, 0, 7, 7, CHANNELS), draw(2, CHANNELS)
+    empty = jnp.zeros((2, 0), int), context, jnp.zeros((2, 0, 4)), jnp.zeros((2, 0), bool)
+    value, gradient = jax.value_and_grad(lambda crops: ba_loss(ba, crops, *empty))(crops)
+    assert value == 0 and gradient.shape == crops.shape
+
+
 def test_skipped_positives_cost_nothing():
     """Of slots without positives not even a nan comes through: BA is not computed there."""
     ba, crops = BA(CHANNELS, 18, 12, 6, rngs=nnx.Rngs(0)), draw(1, 4, AT_ONCE * 2, 7, 7, CHANNELS)

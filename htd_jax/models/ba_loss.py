@@ -39,8 +39,9 @@ def ba_loss(ba: BA, crops: Float[Array, "B 4 P 7 7 C"], levels: Int[Array, "B P"
         return masked_sum(smooth_l1(deltas - targets, BETA).sum(axis=-1), positive)
 
     slots = positive.shape[1]
-    size = min(AT_ONCE, slots)
-    filled = lambda x, axis: jnp.pad(x, [(0, -slots % size if k == axis else 0) for k in range(x.ndim)])
+    size = max(1, min(AT_ONCE, slots))
+    missing = -slots % size if slots else size  # up to whole parts, and to one where there is no slot
+    filled = lambda x, axis: jnp.pad(x, [(0, missing if k == axis else 0) for k in range(x.ndim)])
     run = _on_each_device(functools.partial(_summed, loss, size), len(crops))
     return run((state, context), filled(crops, 2), *(filled(x, 1) for x in (levels, targets, positive)))
 

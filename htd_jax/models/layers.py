@@ -134,8 +134,8 @@ def conv_norm(convolve: Callable, norm: nnx.Module, x: Float[Array, "B _ _ I"]) 
 
 
 def norm_of_map(convolve: Callable, norm: FrozenBatchNorm, x: Float[Array, "B _ _ I"]) -> Float[Array, "B _ _ O"]:
-    """As the original computes it, to the last digit: gradients of deformable offsets jump where a sample crosses a
-    cell's edge."""
+    """After the convolution, as in the original. Rounding matters to deformable offsets: their gradients jump where a
+    sample crosses a cell's edge."""
     factor, offset = norm.line()
     y = convolve(x)
     return (y * factor[None, None, None] + offset[None, None, None]).astype(y.dtype)
